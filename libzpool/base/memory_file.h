@@ -1,0 +1,57 @@
+// A sparse memfd, mapped whole, with a versioned header: the form of everything that is to survive its process.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "libzpool/base/fd.h"
+#include "libzpool/base/mapping.h"
+#include "libzpool/base/result.h"
+#include "libzpool/base/units.h"
+
+namespace zp {
+
+// The first bytes of every persisted file. Its layout is fixed for ever; what follows it changes with `layout_version`.
+struct FileHeader {
+  uint64_t magic;           // kFileMagic
+  uint32_t layout_version;  // of this kind of file
+  uint32_t kind;            // FileKind
+  uint64_t file_bytes;      // size of the file, holes included
+  uint64_t params[5];       // meaning by kind, see its owner
+};
+static_assert(std::is_trivially_copyable_v<FileHeader> && sizeof(FileHeader) == 64);
+static_assert(offsetof(FileHeader, layout_version) == 8 && offsetof(FileHeader, kind) == 12);
+static_assert(offsetof(FileHeader, file_bytes) == 16 && offsetof(FileHeader, params) == 24);
+
+inline constexpr uint64_t kFileMagic = 0x6c6f6f707a757a31;  // "1zuzpool" as bytes
+
+enum class FileKind : uint32_t { kFrames = 1, kHandles = 2, kIndexNodes = 3 };
+
+// Layout: [ header | hole ... ]. The header has the first page for itself; the owner lays out the rest.
+// Failure: touching a page of a memfd for the first time may meet a machine without memory, which is SIGBUS. So pages are populated
+// with Populate(), which returns an error instead, before they are touched.
+// Threads: Populate and Punch of different ranges may run at the same time.
+class MemoryFile {
+ public:
+  MemoryFile() = default;
+  // `bytes` is rounded up to pages. Errors: kNoMemory and whatever memfd_create and mmap say; nothing is left behind.
+  static Result<MemoryFile> Create(const char* name, FileKind kind, uint32_t layout_version, uint64_t bytes);
+
+  int fd() const { return fd_.get(); }
+  std::byte* data() const { return mapping_.data(); }
+  uint64_t size() const { return mapping_.size(); }
+  FileHeader& header() const { return *reinterpret_cast<FileHeader*>(mapping_.data()); }
+
+  // Makes the pages of [offset, offset+bytes) present (both multiples of 4096); those that are stay as they are.
+  // kNoMemory: some may be present, all harmless; Punch gives them back. A system call; may sleep.
+  Status Populate(uint64_t offset, uint64_t bytes);
+  // Gives the pages' memory back; they read as zeros after. A system call; may sleep.
+  void Punch(uint64_t offset, uint64_t bytes);
+
+ private:
+  UniqueFd fd_;
+  Mapping mapping_;
+};
+
+}  // namespace zp

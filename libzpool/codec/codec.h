@@ -1,0 +1,39 @@
+// Codecs by number: page to object and back.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "libzpool/base/units.h"
+#include "libzpool/codec/scratch.h"
+
+namespace zp {
+
+// Kept in four bits of a location word; numbers are part of the persistent layout and never reused.
+enum class CodecId : uint8_t { kRaw = 0, kLz4 = 1 };
+inline constexpr unsigned kCodecIdLimit = 16;
+
+using PageView = std::span<const std::byte, kPageBytes>;
+using MutablePageView = std::span<std::byte, kPageBytes>;
+
+// An object longer than this is not worth decoding: the page is kept raw. 15/16 of a page.
+inline constexpr uint32_t kMaxEncodedBytes = kPageBytes - kPageBytes / 16;
+
+// The eight bytes that the page repeats, if it does (zeros, fills). A few ns for a page that does not.
+std::optional<uint64_t> SameFilledPattern(PageView page);
+void FillPage(uint64_t pattern, MutablePageView out);
+
+// Low 32 bits of XXH3-64 over the page.
+uint32_t PageChecksum(PageView page);
+
+// Encodes `page` into scratch.encoded and returns the length, 1..kMaxEncodedBytes; 0 when it does not shrink enough (an outcome:
+// store it raw). `page` must not change during the call. kRaw always returns 0. No allocation.
+uint32_t EncodePage(CodecId codec, PageView page, Scratch& scratch);
+
+// Decodes `object` into `out`. False if the object is malformed or is not exactly a page; `out` then holds anything, nothing beyond
+// it was written. `object` must not change during the call: hand in a private copy. No allocation.
+[[nodiscard]] bool DecodePage(CodecId codec, std::span<const std::byte> object, MutablePageView out);
+
+}  // namespace zp

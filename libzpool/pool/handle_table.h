@@ -1,0 +1,120 @@
+// From handle to object: the table that makes objects movable and that is the log of the pool.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "libzpool/base/memory_file.h"
+#include "libzpool/base/mutex.h"
+#include "libzpool/base/result.h"
+#include "libzpool/pool/handle.h"
+#include "libzpool/pool/location.h"
+
+namespace zp {
+
+// The entry's two words, see location.h. Fixed layout: it lies in a memfd.
+struct HandleEntry {
+  std::atomic<uint64_t> location;
+  std::atomic<uint64_t> owner;
+};
+static_assert(sizeof(HandleEntry) == 16 && std::atomic<uint64_t>::is_always_lock_free);
+static_assert(offsetof(HandleEntry, location) == 0 && offsetof(HandleEntry, owner) == 8);
+
+// Idea: a handle is an index; its entry says where the object lies and whose page it is, and one store to the location word
+//   publishes the object. After a crash the entries in state live are the truth; free lists and counters are made from them.
+// Layout of the file: [ header page | entries, 16 B each | parallel words, 8 B each ], both arrays reserved at full length and populated
+//   in steps, so the table grows without moving. The parallel word:
+//
+//    63            32 31      16 15       0
+//   +----------------+----------+----------+
+//   |  checksum (32) | refs (16)| spare(16)|
+//   +----------------+----------+----------+
+//
+// Cost: 24 bytes per entry. Entries freed are used again last-in first-out; their memory is kept.
+// Threads: everything may be called at any time. Lookup, allocation and freeing are lock-free; growth takes a mutex and makes a
+//   system call every 4096 entries.
+// Locks: grow_mu_ is a leaf.
+// Failure: a stale handle is met as state free in Lookup, and is a ZP_CHECK in Ref, Unref and Retire.
+class HandleTable {
+ public:
+  // At most `max_entries` live at a time, below 2^32 - 1.
+  static Result<std::unique_ptr<HandleTable>> Create(uint64_t max_entries);
+  HandleTable(const HandleTable&) = delete;
+  HandleTable& operator=(const HandleTable&) = delete;
+
+  // Publishes an object with one reference. Its bytes must be complete. Of `location` node, offset, codec and length are used.
+  // kNoMemory: the table is full or cannot grow; nothing has changed.
+  Result<Handle> Insert(const Location& location, const Owner& owner, uint32_t checksum);
+
+  // The location word as it is now (Location::Decode). Zero, which is state free, for a handle that never was.
+  uint64_t Lookup(Handle handle) const {
+    return InBounds(handle) ? entries_[handle.value()].location.load(std::memory_order_acquire) : 0;
+  }
+  // Publishes a move: `to` (node and offset; the rest stays) if the word still is `expected`. The bytes there must be complete.
+  bool CompareExchangeLocation(Handle handle, uint64_t expected, uint64_t desired) {
+    return entry(handle).location.compare_exchange_strong(expected, desired, std::memory_order_acq_rel);
+  }
+
+  uint32_t checksum(Handle handle) const { return static_cast<uint32_t>(parallel(handle).load(std::memory_order_relaxed) >> 32); }
+  uint32_t refs(Handle handle) const {
+    return static_cast<uint32_t>(parallel(handle).load(std::memory_order_acquire) >> kRefsShift) & kPinnedRefs;
+  }
+  Owner owner(Handle handle) const { return Owner::Decode(entry(handle).owner.load(std::memory_order_relaxed)); }
+  void SetOwner(Handle handle, const Owner& owner) { entry(handle).owner.store(owner.Encode(), std::memory_order_relaxed); }
+
+  // One more reference. kNoMemory: 65534 are out; nothing has changed.
+  Status Ref(Handle handle);
+  // As Ref; but where that fails the object is pinned: it is never freed, a leak instead of an error.
+  void RefOrPin(Handle handle);
+  // One reference less. True for the last: the caller then calls Retire, frees the object's bytes and calls Recycle.
+  [[nodiscard]] bool Unref(Handle handle);
+  // Marks the entry free and says where the object lay. The handle is stale from here on.
+  Location Retire(Handle handle);
+  // Lets the handle be used again.
+  void Recycle(Handle handle);
+
+  int fd() const { return file_.fd(); }
+  // Bytes of memory that the table holds.
+  uint64_t metadata_bytes() const;
+  // An upper bound of all handles ever made; for scans.
+  uint32_t high_water() const { return next_fresh_.load(std::memory_order_acquire); }
+
+ private:
+  static constexpr unsigned kRefsShift = 16;
+  static constexpr uint64_t kOneRef = uint64_t{1} << kRefsShift;
+  static constexpr uint32_t kPinnedRefs = 0xffff;
+  static constexpr uint32_t kMaxRefs = kPinnedRefs - 1;
+
+  HandleTable(MemoryFile file, uint32_t max_index);
+
+  bool InBounds(Handle handle) const {
+    return !handle.is_null() && handle.value() < next_fresh_.load(std::memory_order_acquire);
+  }
+  HandleEntry& entry(Handle handle) const {
+    ZP_CHECK(InBounds(handle), "a handle that never was");
+    return entries_[handle.value()];
+  }
+  std::atomic<uint64_t>& parallel(Handle handle) const {
+    ZP_CHECK(InBounds(handle), "a handle that never was");
+    return parallel_[handle.value()];
+  }
+  // A free entry in state reserved.
+  Result<uint32_t> Take();
+  Result<uint32_t> TakeFresh();
+  Status GrowFor(uint32_t index) ZP_EXCLUDES(grow_mu_);
+
+  MemoryFile file_;
+  HandleEntry* const entries_;
+  std::atomic<uint64_t>* const parallel_;
+  const uint32_t max_index_;
+
+  // {times changed : 32, first free handle : 32}; the count keeps a stale compare-and-swap from succeeding.
+  std::atomic<uint64_t> free_head_{0};
+  std::atomic<uint32_t> next_fresh_{1};  // entries from here on were never used
+  std::atomic<uint32_t> populated_{0};   // entries below are present
+  Mutex grow_mu_;
+};
+
+}  // namespace zp

@@ -1,0 +1,153 @@
+#include "libzpool/pool/zspage.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <new>
+
+#include "libzpool/base/check.h"
+
+namespace zp {
+
+Zspage* Zspage::New(FrameArena& arena, uint32_t span, uint32_t size_class) {
+  const size_t words = (SizeClassGeometry::ObjectsPerZspage(size_class) + 63) / 64;
+  void* memory = ::operator new(sizeof(Zspage) + words * sizeof(uint64_t), std::nothrow);
+  if (memory == nullptr) return nullptr;
+  Zspage* zspage = new (memory) Zspage(arena, span, size_class);
+  std::memset(zspage->used(), 0, words * sizeof(uint64_t));
+  return zspage;
+}
+
+void Zspage::Destroy(Zspage* zspage) {
+  zspage->~Zspage();
+  ::operator delete(zspage);
+}
+
+Zspage::Zspage(FrameArena& arena, uint32_t span, uint32_t size_class)
+    : arena_(arena),
+      span_(span),
+      size_class_(static_cast<uint16_t>(size_class)),
+      object_bytes_(static_cast<uint16_t>(SizeClassGeometry::ObjectBytes(size_class))),
+      objects_(SizeClassGeometry::ObjectsPerZspage(size_class)) {}
+
+FullnessGroup Zspage::group() const {
+  if (live_ == objects_) return FullnessGroup::kFull;
+  return static_cast<FullnessGroup>(live_ * 4 / objects_);
+}
+
+int Zspage::FindFree() const {
+  for (uint64_t open = open_; open != 0; open &= open - 1) {
+    uint32_t first = 0;
+    uint32_t end = 0;
+    SlotsOf(static_cast<uint32_t>(std::countr_zero(open)), &first, &end);
+    const int slot = FirstFreeIn(first, end, taken_);
+    if (slot >= 0) return slot;
+  }
+  return FirstFreeIn(0, objects_, 0);
+}
+
+uint64_t Zspage::FramesOf(uint32_t slot) const {
+  const uint32_t begin = slot * object_bytes_;
+  const uint32_t first = begin / kPageBytes;
+  const uint32_t last = (begin + object_bytes_ - 1) / kPageBytes;
+  return (uint64_t{1} << first) | (uint64_t{1} << last);
+}
+
+void Zspage::Occupy(uint32_t slot) {
+  ZP_DCHECK(!is_occupied(slot), "slot is in use");
+  used()[slot / 64] |= uint64_t{1} << (slot % 64);
+  ++live_;
+  const uint64_t frames = FramesOf(slot);
+  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
+    FrameDescriptor& frame = descriptor(static_cast<uint32_t>(std::countr_zero(rest)));
+    ++frame.live;
+  }
+  idle_ &= ~frames;
+  UpdateOpen(frames);
+}
+
+void Zspage::Vacate(uint32_t slot) {
+  ZP_CHECK(is_occupied(slot), "object freed twice");
+  used()[slot / 64] &= ~(uint64_t{1} << (slot % 64));
+  --live_;
+  const uint64_t frames = FramesOf(slot);
+  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
+    FrameDescriptor& frame = descriptor(static_cast<uint32_t>(std::countr_zero(rest)));
+    if (--frame.live == 0) idle_ |= rest & -rest;
+  }
+  UpdateOpen(frames);
+}
+
+uint32_t Zspage::SlotAt(uint64_t offset_in_span) const {
+  const uint32_t slot = static_cast<uint32_t>(offset_in_span / object_bytes_);
+  ZP_CHECK(offset_in_span % object_bytes_ == 0 && slot < objects_, "no object begins here");
+  return slot;
+}
+
+void Zspage::MarkTaken(uint64_t frames) {
+  taken_ |= frames;
+  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
+    FrameDescriptor& frame = descriptor(static_cast<uint32_t>(std::countr_zero(rest)));
+    frame.owner = FrameOwner::kZsmalloc;
+    frame.size_class = size_class_;
+    if (frame.live == 0) idle_ |= rest & -rest;
+  }
+  UpdateOpen(frames);
+}
+
+uint64_t Zspage::BeginPunch() {
+  const uint64_t frames = idle_;
+  idle_ = 0;
+  punching_ |= frames;
+  open_ &= ~frames;
+  return frames;
+}
+
+void Zspage::EndPunch(uint64_t frames) {
+  punching_ &= ~frames;
+  taken_ &= ~frames;
+  present_ &= ~frames;
+  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
+    descriptor(static_cast<uint32_t>(std::countr_zero(rest))).owner = FrameOwner::kNone;
+  }
+}
+
+int Zspage::FirstFreeIn(uint32_t begin, uint32_t end, uint64_t must_be_taken) const {
+  for (uint32_t word = begin / 64; word * 64 < end; ++word) {
+    uint64_t free = ~used()[word];
+    if (word == begin / 64) free &= ~uint64_t{0} << (begin % 64);
+    for (; free != 0; free &= free - 1) {
+      const uint32_t slot = word * 64 + static_cast<uint32_t>(std::countr_zero(free));
+      if (slot >= end) return -1;
+      const uint64_t frames = FramesOf(slot);
+      if ((frames & punching_) != 0) continue;
+      if (must_be_taken != 0 && (frames & ~must_be_taken) != 0) continue;
+      return static_cast<int>(slot);
+    }
+  }
+  return -1;
+}
+
+void Zspage::SlotsOf(uint32_t frame, uint32_t* first, uint32_t* end) const {
+  const uint32_t begin_byte = frame * static_cast<uint32_t>(kPageBytes);
+  const uint32_t end_byte = begin_byte + static_cast<uint32_t>(kPageBytes);
+  *first = begin_byte / object_bytes_;
+  *end = std::min((end_byte + object_bytes_ - 1) / object_bytes_, objects_);
+}
+
+void Zspage::UpdateOpen(uint64_t frames) {
+  for (uint64_t rest = frames & taken_ & ~punching_; rest != 0; rest &= rest - 1) {
+    const uint32_t frame = static_cast<uint32_t>(std::countr_zero(rest));
+    uint32_t first = 0;
+    uint32_t end = 0;
+    SlotsOf(frame, &first, &end);
+    const uint64_t bit = rest & -rest;
+    if (descriptor(frame).live < end - first) {
+      open_ |= bit;
+    } else {
+      open_ &= ~bit;
+    }
+  }
+}
+
+}  // namespace zp
