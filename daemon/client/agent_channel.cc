@@ -1,0 +1,133 @@
+#include "daemon/client/agent_channel.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <thread>
+
+#include "daemon/sys/packet_socket.h"
+
+namespace uzswap {
+
+using std::chrono::steady_clock;
+
+zp::Result<std::unique_ptr<AgentChannel>> AgentChannel::Create() {
+  zp::UniqueFd fd = ZP_TRY(zp::CreateMemfd("uzswap-ring", wire::kRingBytes));
+  zp::Mapping mapping = ZP_TRY(zp::Mapping::Shared(fd.get(), 0, wire::kRingBytes));
+  auto channel = std::unique_ptr<AgentChannel>(new AgentChannel(std::move(fd), std::move(mapping)));
+  wire::RingHeader& header = channel->ring()->header;
+  header.magic = wire::kRingMagic;
+  header.version = wire::kRingVersion;
+  header.slots = wire::kRingSlots;
+  return channel;
+}
+
+// Takes one report if one waits. Anything else that a client sends here is ignored.
+bool AgentChannel::TakeReport() {
+  std::byte buffer[256];
+  for (;;) {
+    auto packet = ReceivePacket(socket_->get(), buffer);
+    if (!packet.ok()) {
+      if (packet.error().code != zp::Errc::kAgain) gone_ = true;
+      return false;
+    }
+    if (packet->bytes == 0) {
+      gone_ = true;
+      return false;
+    }
+    const auto* header = reinterpret_cast<const wire::Header*>(buffer);
+    if (packet->bytes >= sizeof(*header) && header->type == static_cast<uint16_t>(wire::MessageType::kReport)) return true;
+  }
+}
+
+bool AgentChannel::Ready() {
+  if (gone_ || socket_ == nullptr) return false;
+  if (outstanding_ && TakeReport()) outstanding_ = false;
+  return !outstanding_ && !gone_;
+}
+
+zp::Status AgentChannel::Post(wire::Opcode opcode, std::span<const uint64_t> pages, uint64_t seq) {
+  if (!Ready()) return zp::Error{gone_ ? zp::Errc::kGone : zp::Errc::kBusy, 0, "posting a command to the agent"};
+  wire::Ring& shared = *ring();
+  const size_t count = std::min<size_t>(pages.size(), wire::kRingSlots);
+  for (size_t i = 0; i < count; ++i) {
+    shared.page[i] = pages[i];
+    shared.result[i].store(wire::kPending_, std::memory_order_relaxed);
+  }
+  shared.header.opcode = opcode;
+  shared.header.count = static_cast<uint32_t>(count);
+  shared.header.seq = seq;
+  shared.header.command.store(wire::kPending, std::memory_order_release);
+  wire::Bare doorbell{MakeHeader(wire::MessageType::kDoorbell, sizeof(wire::Bare))};
+  auto sent = SendPacket(socket_->get(), AsBytes(doorbell));
+  if (!sent.ok()) {
+    shared.header.command.store(wire::kIdle, std::memory_order_release);
+    if (sent.error().code == zp::Errc::kGone) gone_ = true;
+    return sent;
+  }
+  outstanding_ = true;
+  return zp::OkStatus();
+}
+
+AgentChannel::AwaitOutcome AgentChannel::Await(std::chrono::milliseconds timeout) {
+  const auto deadline = steady_clock::now() + timeout;
+  while (outstanding_) {
+    if (TakeReport()) {
+      outstanding_ = false;
+      break;
+    }
+    if (gone_) return AwaitOutcome::kGone;
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - steady_clock::now());
+    if (left.count() <= 0) return AwaitOutcome::kTimeout;
+    pollfd waiting{socket_->get(), POLLIN, 0};
+    (void)poll(&waiting, 1, static_cast<int>(left.count()));
+  }
+  return AwaitOutcome::kDone;
+}
+
+bool AgentChannel::RevokePending() {
+  uint32_t expected = wire::kPending;
+  if (!ring()->header.command.compare_exchange_strong(expected, wire::kRevoked, std::memory_order_acq_rel)) return false;
+  outstanding_ = false;  // the agent will find nothing to run behind this doorbell, and reports nothing
+  return true;
+}
+
+void AgentChannel::MarkRevoked() { ring()->header.command.store(wire::kRevoked, std::memory_order_release); }
+
+bool AgentChannel::TryTakeGate(std::chrono::microseconds patience) {
+  auto& gate = ring()->header.gate;
+  const auto take = [&] {
+    uint32_t expected = wire::kGateFree;
+    return gate.compare_exchange_weak(expected, wire::kGateReader, std::memory_order_acq_rel);
+  };
+  for (int i = 0; i < 100; ++i) {
+    if (take()) return true;
+    __builtin_ia32_pause();
+  }
+  const auto deadline = steady_clock::now() + patience;
+  do {
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+    if (take()) return true;
+  } while (steady_clock::now() < deadline);
+  return false;
+}
+
+void AgentChannel::ReleaseGate() {
+  auto& gate = ring()->header.gate;
+  uint32_t expected = wire::kGateReader;
+  gate.compare_exchange_strong(expected, wire::kGateFree, std::memory_order_acq_rel);
+}
+
+void AgentChannel::SeizeGate() { ring()->header.gate.store(wire::kGateReader, std::memory_order_release); }
+
+std::vector<wire::ThreadRecord> AgentChannel::Threads() const {
+  const uint32_t count = std::min(ring()->header.thread_count, wire::kMaxThreadRecords);
+  std::vector<wire::ThreadRecord> threads(count);
+  if (count > 0) memcpy(threads.data(), ring()->data, count * sizeof(wire::ThreadRecord));
+  return threads;
+}
+
+}  // namespace uzswap

@@ -1,0 +1,122 @@
+#include "daemon/client/client.h"
+
+#include <sys/mman.h>
+
+#include <thread>
+
+namespace uzswap {
+
+using zp::PageCount;
+using zp::PageIndex;
+using zp::Slot;
+
+namespace {
+// Restore gives up on a page after this long without any progress.
+constexpr std::chrono::seconds kRestorePatience{10};
+}  // namespace
+
+Client::Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
+               zp::OffsetIndex index)
+    : services_(services), identity_(std::move(identity)), uffd_(std::move(uffd)), record_(record), index_(std::move(index)) {}
+
+zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, ClientIdentity identity, Userfaultfd uffd,
+                                                   ProcessMemory memory, std::unique_ptr<AgentChannel> channel,
+                                                   AgentRanges ranges, uint64_t limit_bytes) {
+  zp::OffsetIndex index = ZP_TRY(zp::OffsetIndex::Create(services.index_arena, services.store));
+  ClientRecord* record = ZP_TRY(services.table.Allocate());
+  record->pid = identity.pid;
+  record->uid = identity.uid;
+  record->has_ring = 1;
+  record->arena_start = ranges.arena.start;
+  record->arena_bytes = ranges.arena.end - ranges.arena.start;
+  record->staging_start = ranges.staging.start;
+  record->staging_bytes = ranges.staging.end - ranges.staging.start;
+  record->limit_bytes = limit_bytes;
+  auto client = std::shared_ptr<Client>(
+      new Client(services, std::move(identity), std::move(uffd), record, std::move(index)));
+  client->memory_ = std::move(memory);
+  client->has_memory_ = true;
+  client->channel_ = std::move(channel);
+  client->ranges_ = ranges;
+  client->limit_bytes_ = limit_bytes;
+  zp::MutexLock lock(client->evict_mu_);
+  client->scanner_.Exclude(ranges.arena);
+  client->scanner_.Exclude(ranges.staging);
+  return client;
+}
+
+Client::~Client() {
+  // The index releases what it holds; nobody can fault any more, or the memory is gone.
+  std::vector<Slot> dropped;
+  index_.DropRange(PageIndex(0), PageIndex(zp::kPageIndexLimit), &dropped);
+  for (const Slot slot : dropped) services_.store.Release(slot);
+  services_.table.Free(record_);
+}
+
+Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch) {
+  zp::MutexLock evicting(evict_mu_);
+  if (stop_evicting) evicting_ = false;
+  RestoreResult result;
+  auto progress_at = std::chrono::steady_clock::now();
+  PageIndex from(0);
+  for (;;) {
+    // A bounded bite at a time, so that faults and events get their turn.
+    constexpr size_t kBite = 1024;
+    std::vector<PageIndex> pages;
+    {
+      zp::ReaderLock lock(meta_mu_);
+      index_.ForEach(from, PageIndex(zp::kPageIndexLimit), [&](PageIndex page, Slot slot) {
+        if (slot.is_stored() && pages.size() < kBite) pages.push_back(page);
+      });
+    }
+    if (pages.empty()) {
+      if (from == PageIndex(0)) break;
+      from = PageIndex(0);
+      if (std::chrono::steady_clock::now() - progress_at > kRestorePatience) break;
+      continue;
+    }
+    for (const PageIndex page : pages) {
+      ResolveOutcome outcome = ResolveOutcome::kResolved;
+      const uint64_t before = index_.stored();
+      {
+        zp::ReaderLock lock(meta_mu_);
+        const Slot slot = index_.Get(page);
+        if (!slot.is_stored()) continue;
+        outcome = Fill(page, slot, FaultScratch::kMaxRun, scratch);
+      }
+      if (outcome == ResolveOutcome::kGone) return result;
+      if (outcome == ResolveOutcome::kRequeue) std::this_thread::sleep_for(std::chrono::microseconds(50));
+      const uint64_t after = index_.stored();
+      if (after < before) {
+        result.pages += before - after;
+        progress_at = std::chrono::steady_clock::now();
+      }
+    }
+    if (std::chrono::steady_clock::now() - progress_at > kRestorePatience) break;
+    from = pages.back() + PageCount(1);
+  }
+  result.failed = index_.stored();
+  if (stop_evicting && result.failed == 0) {
+    zp::WriterLock lock(meta_mu_);
+    for (const AddressRange& range : registered_.All()) uffd_.Unregister(range.start, range.end - range.start);
+    registered_.clear();
+  }
+  return result;
+}
+
+void Client::Dismiss() {
+  if (channel_ == nullptr) return;
+  zp::MutexLock evicting(evict_mu_);
+  evicting_ = false;
+  (void)channel_->Post(wire::kOpExit, {}, 0);
+}
+
+uint64_t Client::SampleResident() {
+  if (!has_memory_) return 0;
+  const uint64_t bytes = memory_.ResidentBytes();
+  stats_.resident_bytes.store(bytes, std::memory_order_relaxed);
+  ClientStats::RaiseTo(stats_.resident_peak_bytes, bytes);
+  return bytes;
+}
+
+}  // namespace uzswap

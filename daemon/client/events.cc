@@ -1,0 +1,245 @@
+// What the application does to its memory, as the kernel tells it. See daemon/DESIGN.md, "The life of an event".
+#include <cstring>
+#include <thread>
+
+#include "daemon/client/client.h"
+#include "daemon/sys/clock.h"
+
+namespace uzswap {
+
+using zp::PageCount;
+using zp::PageIndex;
+using zp::Slot;
+using Exchange = zp::OffsetIndex::Exchange;
+
+namespace {
+
+// The agent holds the gate for one ioctl of at most kPagesPerGate pages. Longer than this means that it lost its
+// CPU or was stopped: then it is overruled.
+constexpr std::chrono::milliseconds kGatePatience{20};
+constexpr int kOverrulesTolerated = 16;
+
+PageIndex PageAt(uint64_t address) { return PageIndex::FromAddress(address); }
+PageIndex PageEnd(uint64_t address) { return PageIndex::FromAddress(address + zp::kPageBytes - 1); }
+
+}  // namespace
+
+void Client::ReadMessages(std::vector<Fault>* faults) {
+  std::vector<Slot> dropped;
+  {
+    zp::MutexLock reading(reader_mu_);
+    TakeGate();
+    // Into the client table: a successor finds the last messages taken (design §6).
+    const size_t count = uffd_.Read(std::span(record_->messages));
+    record_->messages_done = 0;
+    record_->message_count = static_cast<uint32_t>(count);
+    const uint64_t now = MonotonicNs();
+    bool any_event = false;
+    for (size_t i = 0; i < count; ++i) {
+      const uffd_msg& message = record_->messages[i];
+      if (message.event == UFFD_EVENT_PAGEFAULT) {
+        faults->push_back({message.arg.pagefault.address & ~uint64_t{zp::kPageBytes - 1},
+                           static_cast<int>(message.arg.pagefault.feat.ptid),
+                           (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0, now});
+      } else {
+        any_event = true;
+      }
+    }
+    if (any_event) {
+      // Taking an event and owning the metadata are one critical section (H5); the gate keeps every MOVE that was
+      // decided before it away (H1).
+      zp::WriterLock lock(meta_mu_);
+      for (size_t i = 0; i < count; ++i) {
+        if (record_->messages[i].event != UFFD_EVENT_PAGEFAULT) ApplyEvent(record_->messages[i], &dropped);
+        record_->messages_done = static_cast<uint32_t>(i + 1);
+      }
+      record_->event_seq = ++event_seq_;
+      if (channel_ != nullptr) channel_->PublishEventSeq(event_seq_);
+    }
+    record_->message_count = 0;
+    if (channel_ != nullptr) channel_->ReleaseGate();
+  }
+  for (const Slot slot : dropped) Forget(slot);
+}
+
+void Client::TakeGate() {
+  if (channel_ == nullptr || distrusted_.load(std::memory_order_relaxed)) return;
+  if (channel_->TryTakeGate(kGatePatience)) return;
+  OverruleAgent();
+  // A client that keeps doing this costs other clients' faults their time: it is served without its gate, and
+  // never evicted from again, so no MOVE of ours needs the gate.
+  if (++overruled_ >= kOverrulesTolerated) distrusted_.store(true, std::memory_order_relaxed);
+}
+
+// The agent sits on the gate, perhaps stopped between taking it and its MOVE (H21). Without a registered
+// destination no MOVE can succeed; the ioctl waits for one that is under way.
+void Client::OverruleAgent() {
+  Add(stats_.revoked);
+  const AddressRange& staging = ranges_.staging;
+  uffd_.Unregister(staging.start, staging.end - staging.start);
+  channel_->MarkRevoked();
+  channel_->SeizeGate();
+  // What it moved and did not report lies in staging: take it from there.
+  std::vector<page_region> present;
+  if (!memory_.ScanPresent(staging.start, staging.end, wire::kRingSlots, &present).ok()) return;
+  for (const page_region& region : present) {
+    for (uint64_t at = region.start; at < region.end; at += zp::kPageBytes) {
+      const auto n = static_cast<uint32_t>((at - staging.start) / zp::kPageBytes);
+      if (channel_->result(n) == wire::kCopied) continue;
+      if (memory_.Read(at, channel_->mutable_data(n), zp::kPageBytes)) channel_->SetCopied(n);
+    }
+  }
+}
+
+void Client::Drop(uint64_t start, uint64_t end, std::vector<Slot>* dropped) {
+  const uint64_t handles = index_.counts().handles;
+  const size_t before = dropped->size();
+  index_.DropRange(PageAt(start), PageEnd(end), dropped);
+  // Objects that a forked child shares are not handed out; they leave our gauge at the average size.
+  uint64_t shared = handles - index_.counts().handles;
+  for (size_t i = before; i < dropped->size() && shared > 0; ++i) shared -= (*dropped)[i].is_handle() ? 1 : 0;
+  if (shared > 0) Sub(stats_.object_bytes, Read(stats_.object_bytes) / handles * shared);
+}
+
+void Client::ApplyEvent(const uffd_msg& message, std::vector<Slot>* dropped) {
+  switch (message.event) {
+    case UFFD_EVENT_UNMAP: {
+      Add(stats_.events_unmap);
+      const auto& range = message.arg.remove;
+      Drop(range.start, range.end, dropped);
+      registered_.Remove(range.start, range.end);
+      Undoom(range.start, range.end);
+      break;
+    }
+    case UFFD_EVENT_REMOVE: {
+      Add(stats_.events_remove);
+      const auto& range = message.arg.remove;
+      Drop(range.start, range.end, dropped);
+      // Announced before the zap: what is still there must not come back later (H3).
+      zp::MutexLock lock(doomed_mu_);
+      doomed_.Add(range.start, range.end);
+      clearance_.Doomed(range.start, range.end);
+      any_doomed_.store(true, std::memory_order_release);
+      break;
+    }
+    case UFFD_EVENT_REMAP:
+      Add(stats_.events_remap);
+      ApplyRemap(message.arg.remap.from, message.arg.remap.to, message.arg.remap.len, dropped);
+      break;
+    case UFFD_EVENT_FORK:
+      Add(stats_.events_fork);
+      ApplyFork(static_cast<int>(message.arg.fork.ufd));
+      break;
+    default:
+      break;
+  }
+}
+
+void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
+  Drop(to, to + bytes, dropped);
+  // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What is
+  // still at the old place stays whole meanwhile.
+  while (!index_.Rekey(PageAt(from), PageAt(to), PageCount(bytes / zp::kPageBytes)).ok()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  for (uint32_t n = 0; n < batch_count_; ++n) {
+    if (batch_page_[n] >= from && batch_page_[n] < from + bytes) batch_page_[n] += to - from;
+  }
+  // The kernel registers the new place whole (5.3). An UNMAP of the old one follows, if it goes.
+  registered_.Add(to, to + bytes);
+  zp::MutexLock lock(doomed_mu_);
+  const auto moved = doomed_.Intersect(from, from + bytes);
+  doomed_.Remove(to, to + bytes);
+  for (const AddressRange& part : moved) {
+    doomed_.Add(part.start + (to - from), part.end + (to - from));
+    clearance_.Doomed(part.start + (to - from), part.end + (to - from));
+  }
+}
+
+// The child's context exists only in this process (6.1, H22): daemon/DESIGN.md says what that means today.
+void Client::ApplyFork(int child_fd) {
+  forked_.store(true, std::memory_order_release);
+  auto uffd = Userfaultfd::Adopt(zp::UniqueFd(child_fd));
+  if (!uffd.ok()) return;
+  SettleBatch();
+  auto clone = index_.Clone();
+  while (!clone.ok()) {  // as in ApplyRemap: a child without its pages is no option
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    clone = index_.Clone();
+  }
+  auto record = services_.table.Allocate();
+  if (!record.ok()) {
+    // Every client number is taken. The child cannot be served, but it must never read zeros: its evicted pages
+    // are marked lost before its descriptor is closed.
+    clone->ForEach(PageIndex(0), PageIndex(zp::kPageIndexLimit), [&](PageIndex page, Slot slot) {
+      if (slot.is_stored()) (void)uffd->Poison(page.address());
+    });
+    return;
+  }
+  (*record)->uid = identity_.uid;
+  (*record)->parent_id = record_->id;
+  auto child = std::shared_ptr<Client>(
+      new Client(services_, {0, identity_.uid, identity_.comm}, std::move(*uffd), *record, std::move(*clone)));
+  {
+    zp::WriterLock lock(child->meta_mu_);
+    child->registered_ = registered_;
+    if (has_memory_ && !registered_.empty()) {
+      // The child must see zeros in what is wiped on fork (H11).
+      std::vector<Slot> wiped;
+      auto ranges = memory_.ReadWipeOnFork();
+      if (ranges.ok()) {
+        for (const MapEntry& range : *ranges) child->Drop(range.start, range.end, &wiped);
+      }
+      for (const Slot slot : wiped) services_.store.Release(slot);
+    }
+    Add(child->stats_.object_bytes, Read(stats_.object_bytes));
+  }
+  services_.host.AdoptChild(std::move(child));
+}
+
+// Runs with the gate held: no MOVE is under way, and what is pending will be refused as stale.
+void Client::SettleBatch() {
+  if (batch_count_ == 0) return;
+  auto scratch = std::make_unique<FaultScratch>();
+  for (uint32_t n = 0; n < batch_count_; ++n) {
+    const PageIndex page = PageAt(batch_page_[n]);
+    const Slot staging = Slot::Busy(kStaging, n);
+    if (index_.Get(page) != staging) continue;
+    // Moved, but the agent has not copied it yet: it does so next, without the gate.
+    uint32_t result = channel_->result(n);
+    for (int waited = 0; result == wire::kMoved; ++waited) {
+      if (waited == 1000 && memory_.Read(ranges_.staging.start + uint64_t{n} * zp::kPageBytes, channel_->mutable_data(n),
+                                         zp::kPageBytes)) {
+        channel_->SetCopied(n);
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      result = channel_->result(n);
+    }
+    if (result != wire::kCopied) {
+      (void)index_.CompareExchange(page, staging, Slot::Empty());
+      continue;
+    }
+    memcpy(scratch->run.data(), channel_->data(n), zp::kPageBytes);
+    const zp::PageView content(scratch->run.data(), zp::kPageBytes);
+    auto stored = services_.store.Store(content, {record_->id, page}, zp::NodeId(0), scratch->codec);
+    if (!stored.ok()) {
+      // The pool is full, but neither parent nor child may lose the page: go over the limit by this one.
+      const zp::Bytes limit(services_.store.stats().capacity_bytes);
+      services_.store.SetCapacity(zp::Bytes(services_.store.pool_bytes()) + zp::MiB(1));
+      stored = services_.store.Store(content, {record_->id, page}, zp::NodeId(0), scratch->codec);
+      services_.store.SetCapacity(limit);
+    }
+    if (!stored.ok()) {
+      // No memory at all. Lost pages are told (SIGBUS), never zero; this is the last resort of a dying machine.
+      Add(stats_.corrupt);
+      (void)uffd_.Poison(page.address());
+      (void)index_.CompareExchange(page, staging, Slot::Empty());
+      continue;
+    }
+    CountStored(*stored);
+    (void)index_.CompareExchange(page, staging, *stored);
+    Add(stats_.evicted_pages);
+  }
+}
+
+}  // namespace uzswap

@@ -1,0 +1,271 @@
+// From a cold page to a stored one. See daemon/DESIGN.md, "The life of an eviction".
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+#include "daemon/client/client.h"
+
+namespace uzswap {
+
+using zp::PageIndex;
+using zp::Slot;
+using Exchange = zp::OffsetIndex::Exchange;
+
+namespace {
+
+constexpr std::chrono::milliseconds kAgentPatience{100};   // to begin a command
+constexpr std::chrono::milliseconds kAgentRunTime{500};    // to finish one that it began
+constexpr std::chrono::milliseconds kThreadsEvery{100};
+constexpr size_t kUnsharedRemembered = 8192;
+
+}  // namespace
+
+zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
+  if (channel_ == nullptr) return zp::Error{zp::Errc::kGone, 0, "the client has no agent"};
+  if (!evict_mu_.TryLock()) return zp::Error{zp::Errc::kBusy, 0, "another thread evicts from this client"};
+  const auto evict = [&]() ZP_REQUIRES(evict_mu_) -> zp::Result<uint64_t> {
+    if (!evicting_ || distrusted_.load(std::memory_order_relaxed)) return uint64_t{0};
+    if (!channel_->Ready()) return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
+    if (staging_dirty_ && !ReleaseStaging()) return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
+    RefreshThreads();
+    const std::vector<uint64_t> pages =
+        scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots));
+    if (pages.empty()) return uint64_t{0};
+    RegisterFor(pages);
+    const uint64_t count = BeginBatch(pages);
+    if (count == 0) return uint64_t{0};
+    RunBatch(count);
+    std::vector<uint64_t> busy;
+    const uint64_t evicted = FinishBatch(scratch, &busy);
+    (void)ReleaseStaging();
+    if (!busy.empty() && forked_.load(std::memory_order_acquire)) Unshare(busy);
+    return evicted;
+  };
+  auto result = evict();
+  evict_mu_.Unlock();
+  return result;
+}
+
+// Where thread descriptors and stacks are, and which threads are outside madvise(2) by now.
+void Client::RefreshThreads() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - threads_at_ < kThreadsEvery) return;
+  {
+    zp::MutexLock lock(doomed_mu_);
+    clearance_.Mark();
+  }
+  if (!channel_->Post(wire::kOpThreads, {}, 0).ok()) return;
+  if (channel_->Await(kAgentRunTime) != AgentChannel::AwaitOutcome::kDone) return;
+  threads_at_ = now;
+  const auto threads = channel_->Threads();
+  scanner_.SetThreads(threads, identity_.pid);
+  zp::MutexLock lock(doomed_mu_);
+  for (const AddressRange& range : clearance_.Observe(threads)) doomed_.Remove(range.start, range.end);
+  for (const AddressRange& range : clearance_.Pending()) doomed_.Add(range.start, range.end);
+  any_doomed_.store(!doomed_.empty(), std::memory_order_release);
+}
+
+// Registers the 2 MiB pieces that hold the pages. A range counts as registered only if no event was applied
+// between the look at the maps and the kernel's answer (H7).
+void Client::RegisterFor(const std::vector<uint64_t>& pages) {
+  uint64_t last = ~uint64_t{0};
+  for (const uint64_t page : pages) {
+    const uint64_t region = page / kRegionBytes;
+    if (region == last) continue;
+    last = region;
+    for (const AddressRange& piece : scanner_.PieceOf(page)) {
+      uint64_t seq = 0;
+      std::vector<AddressRange> gaps;
+      {
+        zp::ReaderLock lock(meta_mu_);
+        seq = event_seq_;
+        gaps = registered_.Gaps(piece.start, piece.end);
+      }
+      for (const AddressRange& gap : gaps) {
+        if (!uffd_.Register(gap.start, gap.end - gap.start).ok()) continue;
+        zp::WriterLock lock(meta_mu_);
+        if (event_seq_ == seq) registered_.Add(gap.start, gap.end);
+      }
+    }
+  }
+}
+
+uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages) {
+  zp::WriterLock lock(meta_mu_);
+  zp::MutexLock doom_lock(doomed_mu_);
+  uint32_t count = 0;
+  uint64_t doomed = 0;
+  for (const uint64_t address : pages) {
+    if (!registered_.Contains(address)) continue;
+    if (doomed_.Contains(address)) {
+      ++doomed;
+      continue;
+    }
+    const PageIndex page = PageIndex::FromAddress(address);
+    if (!index_.Ensure(page).ok()) break;
+    if (index_.CompareExchange(page, Slot::Empty(), Slot::Busy(kStaging, count)) != Exchange::kDone) continue;
+    batch_page_[count++] = address;
+  }
+  Add(stats_.refused_doomed, doomed);
+  batch_count_ = count;
+  batch_seq_ = event_seq_;
+  return count;
+}
+
+void Client::RunBatch(uint64_t count) {
+  std::array<uint64_t, wire::kRingSlots> pages;
+  uint64_t seq = 0;
+  {
+    zp::ReaderLock lock(meta_mu_);
+    pages = batch_page_;
+    seq = batch_seq_;
+  }
+  batch_posted_ = channel_->Post(wire::kOpMove, std::span(pages).first(count), seq).ok();
+  if (!batch_posted_) return;
+  staging_dirty_ = true;
+  auto awaited = channel_->Await(kAgentPatience);
+  if (awaited == AgentChannel::AwaitOutcome::kTimeout) {
+    if (channel_->RevokePending()) {
+      Add(stats_.revoked);
+      return;
+    }
+    awaited = channel_->Await(kAgentRunTime);
+  }
+  if (awaited == AgentChannel::AwaitOutcome::kDone) return;
+  // Stopped in the middle, or gone: decide from what the kernel shows.
+  zp::MutexLock reading(reader_mu_);
+  OverruleAgent();
+  channel_->ReleaseGate();
+}
+
+uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy) {
+  uint32_t count = 0;
+  {
+    zp::ReaderLock lock(meta_mu_);
+    count = batch_count_;
+  }
+  uint64_t evicted = 0;
+  for (uint32_t n = 0; n < count; ++n) evicted += FinishSlot(n, scratch, busy) ? 1 : 0;
+  zp::WriterLock lock(meta_mu_);
+  batch_count_ = 0;
+  Add(stats_.evicted_pages, evicted);
+  return evicted;
+}
+
+bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>* busy) {
+  const uint32_t result = batch_posted_ ? channel_->result(n) : uint32_t{wire::kStale};
+  uint64_t address = 0;
+  {
+    zp::ReaderLock lock(meta_mu_);
+    address = batch_page_[n];
+  }
+  if (result == wire::kCopied) {
+    // The client can write the ring: encode a copy that cannot change.
+    memcpy(scratch.run.data(), channel_->data(n), zp::kPageBytes);
+    const zp::PageView content(scratch.run.data(), zp::kPageBytes);
+    auto stored = services_.store.Store(content, {record_->id, PageIndex::FromAddress(address)}, zp::NodeId(0), scratch.codec);
+    if (!stored.ok()) {
+      Add(stats_.refused_no_memory);
+      PutHome(n, scratch);
+      return false;
+    }
+    CountStored(*stored);
+    if (ReplaceStaging(n, *stored)) return true;
+    Forget(*stored);  // faulted home or dropped meanwhile
+    return false;
+  }
+  CountRefusal(result, address);
+  if (result == wire::kBusy) busy->push_back(address);
+  if (result == wire::kMoved) {
+    // It left the application and cannot be read from staging: lost, which is told, never zero.
+    Add(stats_.corrupt);
+    (void)uffd_.Poison(address);
+  }
+  (void)ReplaceStaging(n, Slot::Empty());
+  return false;
+}
+
+// Publishes what becomes of slot n, unless the page is no longer in it.
+bool Client::ReplaceStaging(uint32_t n, Slot with) {
+  const Slot staging = Slot::Busy(kStaging, n);
+  for (;;) {
+    {
+      zp::ReaderLock lock(meta_mu_);
+      const PageIndex page = PageIndex::FromAddress(batch_page_[n]);
+      const Slot now = index_.Get(page);
+      if (now == staging) {
+        if (index_.CompareExchange(page, staging, with) == Exchange::kDone) return true;
+      } else if (!(now.is_busy() && now.busy_kind() == kFilling)) {
+        return false;
+      }
+    }
+    std::this_thread::yield();  // a fault is being answered from staging; it may still be put back
+  }
+}
+
+// The pool is full: the page goes back where it was, uncompressed. Ends when its slot is no longer ours.
+void Client::PutHome(uint32_t n, FaultScratch& scratch) {
+  const Slot staging = Slot::Busy(kStaging, n);
+  for (;;) {
+    {
+      zp::ReaderLock lock(meta_mu_);
+      const PageIndex page = PageIndex::FromAddress(batch_page_[n]);
+      const Slot now = index_.Get(page);
+      if (now == staging) {
+        if (FillFromStaging(page, now, scratch) == ResolveOutcome::kGone) {
+          (void)index_.CompareExchange(page, staging, Slot::Empty());
+          return;
+        }
+      } else if (!(now.is_busy() && now.busy_kind() == kFilling)) {
+        return;
+      }
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
+// After a fork a page stays shared until it is written (6.2): written by populate, by the agent, outside the gate.
+void Client::Unshare(const std::vector<uint64_t>& pages) {
+  if (!channel_->Post(wire::kOpPopulate, pages, 0).ok()) return;
+  (void)channel_->Await(kAgentRunTime);
+  if (unshared_.size() > kUnsharedRemembered) unshared_.clear();
+  unshared_.insert(pages.begin(), pages.end());
+}
+
+bool Client::ReleaseStaging() {
+  if (!staging_dirty_) return true;
+  if (!channel_->Post(wire::kOpRelease, {}, 0).ok()) return false;
+  if (channel_->Await(kAgentPatience) == AgentChannel::AwaitOutcome::kDone) {
+    staging_dirty_ = false;
+    return true;
+  }
+  (void)channel_->RevokePending();
+  return false;
+}
+
+void Client::CountRefusal(uint32_t result, uint64_t page) {
+  switch (result) {
+    case wire::kHole:
+      Add(stats_.refused_hole);
+      break;
+    case wire::kBusy:
+      // Shared after a fork, unless un-sharing it did not help: then somebody holds a reference.
+      if (forked_.load(std::memory_order_relaxed) && !unshared_.contains(page)) {
+        Add(stats_.refused_busy);
+      } else {
+        Add(stats_.refused_pinned);
+      }
+      break;
+    case wire::kNotOurs:
+      Add(stats_.refused_not_ours);
+      break;
+    case wire::kFailed:
+      Add(stats_.refused_failed);
+      break;
+    default:
+      Add(stats_.refused_stale);
+      break;
+  }
+}
+
+}  // namespace uzswap

@@ -1,0 +1,124 @@
+#include "daemon/control/requests.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <memory>
+
+#include "daemon/control/describe.h"
+#include "daemon/reclaim/reclaimer.h"
+#include "daemon/sys/packet_socket.h"
+
+namespace uzswap {
+
+using nlohmann::json;
+
+namespace {
+
+Reply Failure(int status, const std::string& text) { return {status, json{{"error", text}}.dump(), false, nullptr}; }
+
+bool IsNumber(const json& request, const char* key) { return request.contains(key) && request[key].is_number_unsigned(); }
+
+// The clients of "pid" that the asker may steer; an error in `reply` if there are none.
+std::vector<std::shared_ptr<Client>> Targets(const json& request, const RequestContext& context, Reply* reply) {
+  std::vector<std::shared_ptr<Client>> mine;
+  if (!IsNumber(request, "pid")) {
+    *reply = Failure(EINVAL, "the request needs \"pid\", the number of an attached process");
+    return mine;
+  }
+  const auto pid = static_cast<pid_t>(request["pid"].get<uint64_t>());
+  auto all = pid == 0 ? std::vector<std::shared_ptr<Client>>() : context.registry.FindPid(pid);
+  for (auto& client : all) {
+    if (context.uid == 0 || context.uid == client->identity().uid) mine.push_back(client);
+  }
+  if (mine.empty()) {
+    *reply = all.empty() ? Failure(ESRCH, fmt::format("process {} is not attached; `uzswap stat` lists those that are", pid))
+                         : Failure(EPERM, fmt::format("process {} belongs to another user; ask as that user or as root", pid));
+  }
+  return mine;
+}
+
+Reply HandleStat(const json& request, const RequestContext& context) {
+  StatRequest stat;
+  stat.uid = context.uid;
+  if (IsNumber(request, "pid")) stat.pid = static_cast<pid_t>(request["pid"].get<uint64_t>());
+  stat.include_gone = request.value("include_gone", json(false)) == json(true);
+  return {0, DescribeAll(stat, context.registry, context.store, context.index_arena, context.options, context.uptime_seconds).dump(-1, ' ', false, json::error_handler_t::replace),
+          false, nullptr};
+}
+
+Reply HandleLimit(const json& request, const RequestContext& context) {
+  Reply reply;
+  const auto targets = Targets(request, context, &reply);
+  if (targets.empty()) return reply;
+  if (!IsNumber(request, "limit_bytes")) return Failure(EINVAL, "the request needs \"limit_bytes\" (0: no limit)");
+  const uint64_t limit = request["limit_bytes"].get<uint64_t>();
+  if (limit != 0 && limit < wire::kMinLimitBytes) return Failure(EINVAL, "the limit is below 4 MiB, less than a process needs to live");
+  for (const auto& client : targets) client->limit_bytes().store(limit);
+  return {0, json{{"schema", "uzswap.ok/1"}}.dump(), true, nullptr};
+}
+
+Reply HandleReclaim(const json& request, const RequestContext& context) {
+  Reply reply;
+  auto targets = Targets(request, context, &reply);
+  if (targets.empty()) return reply;
+  if (!IsNumber(request, "bytes")) return Failure(EINVAL, "the request needs \"bytes\", how much to evict");
+  const uint64_t bytes = request["bytes"].get<uint64_t>();
+  reply.later = [targets, bytes] {
+    auto scratch = std::make_unique<FaultScratch>();
+    uint64_t pages = 0;
+    for (const auto& client : targets) pages += Reclaimer::ReclaimNow(*client, bytes, *scratch);
+    return json{{"schema", "uzswap.reclaim/1"}, {"pages", pages}};
+  };
+  return reply;
+}
+
+Reply HandleRestore(const json& request, const RequestContext& context) {
+  Reply reply;
+  auto targets = Targets(request, context, &reply);
+  if (targets.empty()) return reply;
+  reply.later = [targets] {
+    auto scratch = std::make_unique<FaultScratch>();
+    uint64_t pages = 0;
+    uint64_t failed = 0;
+    for (const auto& client : targets) {
+      const auto result = client->Restore(false, *scratch);
+      pages += result.pages;
+      failed += result.failed;
+    }
+    return json{{"schema", "uzswap.restore/1"}, {"pages", pages}, {"failed", failed}};
+  };
+  return reply;
+}
+
+}  // namespace
+
+Reply HandleRequest(const std::string& text, const RequestContext& context) {
+  const json request = json::parse(text, nullptr, false);
+  if (request.is_discarded() || !request.is_object() || !request.contains("verb") || !request["verb"].is_string()) {
+    return Failure(EINVAL, "the request is not JSON with a \"verb\"; use the uzswap of this release");
+  }
+  const auto& verb = request["verb"].get_ref<const std::string&>();
+  if (verb == "ping") return {0, json{{"schema", "uzswap.ping/1"}, {"pid", getpid()}, {"version", kVersionText}}.dump(), false, nullptr};
+  if (verb == "stat") return HandleStat(request, context);
+  if (verb == "limit") return HandleLimit(request, context);
+  if (verb == "reclaim") return HandleReclaim(request, context);
+  if (verb == "restore") return HandleRestore(request, context);
+  return Failure(EOPNOTSUPP, "this daemon does not know that verb; it may be older than your uzswap");
+}
+
+void SendReply(int socket, const Reply& reply) {
+  auto file = zp::CreateMemfd("uzswap-reply", 0);
+  wire::ControlReply message{};
+  message.header = MakeHeader(wire::MessageType::kControlReply, sizeof(message));
+  message.status = reply.status;
+  if (!file.ok() || pwrite(file->get(), reply.json.data(), reply.json.size(), 0) != static_cast<ssize_t>(reply.json.size())) {
+    message.status = ENOMEM;
+    (void)SendPacket(socket, AsBytes(message));
+    return;
+  }
+  (void)SendPacket(socket, AsBytes(message), file->get());
+}
+
+}  // namespace uzswap

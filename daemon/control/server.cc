@@ -1,0 +1,305 @@
+#include "daemon/control/server.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "daemon/control/describe.h"
+#include "daemon/control/requests.h"
+
+namespace uzswap {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr seconds kHandshakeTime{10};
+constexpr size_t kMaxConnections = 4096;
+constexpr milliseconds kTick{50};             // while something is about to end
+constexpr seconds kChildProbe{1};             // forked children tell nobody of their end
+constexpr seconds kLingerTime{5};
+
+zp::Status Add(int epoll, int fd, uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) return zp::ErrnoError("epoll_ctl");
+  return zp::OkStatus();
+}
+
+}  // namespace
+
+Server::Server(const Options& options, zp::PageStore& store, zp::IndexArena& index_arena, ClientTable& table)
+    : options_(options), store_(store), index_arena_(index_arena), services_{store, index_arena, table, *this} {}
+
+Server::~Server() {
+  {
+    zp::MutexLock lock(operations_mu_);
+    operations_stop_ = true;
+  }
+  operations_wake_.NotifyAll();
+  if (operations_thread_.joinable()) operations_thread_.join();
+  reclaimer_.Stop();
+  workers_.reset();
+  if (listener_.valid()) (void)unlink(options_.socket_path.c_str());
+}
+
+zp::Status Server::Start() {
+  epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
+  wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  sigset_t mask;
+  sigemptyset(&mask);
+  sigaddset(&mask, SIGTERM);
+  sigaddset(&mask, SIGINT);
+  (void)pthread_sigmask(SIG_BLOCK, &mask, nullptr);  // before any thread is made: all inherit it
+  signals_.reset(signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!epoll_.valid() || !wake_.valid() || !signals_.valid()) return zp::ErrnoError("creating the main loop's descriptors");
+  listener_ = ZP_TRY(ListenAt(options_.socket_path));
+  ZP_TRY(Add(epoll_.get(), listener_.get(), EPOLLIN));
+  ZP_TRY(Add(epoll_.get(), wake_.get(), EPOLLIN));
+  ZP_TRY(Add(epoll_.get(), signals_.get(), EPOLLIN));
+  if (options_.embedded && !Add(epoll_.get(), STDIN_FILENO, EPOLLIN | EPOLLRDHUP).ok()) parent_gone_ = true;
+  workers_ = ZP_TRY(FaultWorkers::Start([this](uint32_t id) { OnGone(id); }));
+  const auto cpus = static_cast<unsigned>(workers_->count());
+  reclaimer_.Start(std::min(4u, (cpus + 1) / 2));
+  operations_thread_ = std::thread([this] { RunOperations(); });
+  return zp::OkStatus();
+}
+
+int Server::Run() {
+  for (;;) {
+    if (parent_gone_ && registry_.size() == 0 && connections_.empty()) return 0;
+    epoll_event events[32];
+    const int timeout = !NeedsHousekeeping() ? -1
+                        : lingering_.empty() && connections_.empty()
+                            ? static_cast<int>(std::chrono::milliseconds(kChildProbe).count())
+                            : static_cast<int>(kTick.count());
+    const int ready = epoll_wait(epoll_.get(), events, 32, timeout);
+    if (ready < 0 && errno != EINTR) {
+      spdlog::error("epoll_wait: {}", strerror(errno));
+      return 1;
+    }
+    for (int i = 0; i < ready; ++i) {
+      const int fd = events[i].data.fd;
+      if (fd == listener_.get()) {
+        Accept();
+      } else if (fd == wake_.get()) {
+        uint64_t count = 0;
+        (void)!read(wake_.get(), &count, sizeof(count));
+      } else if (fd == signals_.get()) {
+        signalfd_siginfo info{};
+        (void)!read(signals_.get(), &info, sizeof(info));
+        spdlog::info("signal {}: bringing every page home before stopping", info.ssi_signo);
+        if (BringAllHome()) return 0;
+      } else if (fd == STDIN_FILENO && options_.embedded) {
+        char ignored[64];
+        if ((events[i].events & (EPOLLHUP | EPOLLERR)) != 0 || read(STDIN_FILENO, ignored, sizeof(ignored)) <= 0) {
+          parent_gone_ = true;
+          (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, STDIN_FILENO, nullptr);
+        }
+      } else {
+        OnConnection(fd, events[i].events);
+      }
+    }
+    Housekeeping();
+  }
+}
+
+void Server::Accept() {
+  for (;;) {
+    zp::UniqueFd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!fd.valid()) {
+      if (errno == EMFILE || errno == ENFILE) {
+        spdlog::error("no descriptor left for a new client; raise LimitNOFILE");
+        std::this_thread::sleep_for(kTick);
+      }
+      return;
+    }
+    ucred credentials{};
+    socklen_t length = sizeof(credentials);
+    if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) continue;
+    if (connections_.size() >= kMaxConnections) continue;  // closed: too many half-open ones
+    const int key = fd.get();
+    if (!Add(epoll_.get(), key, EPOLLIN | EPOLLRDHUP).ok()) continue;
+    connections_[key] = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(fd)),
+                                                     PeerCredentials{credentials.pid, credentials.uid}, services_,
+                                                     options_.codec, options_.pool);
+  }
+}
+
+void Server::OnConnection(int fd, uint32_t events) {
+  const auto attached = attached_.find(fd);
+  if (attached != attached_.end()) {
+    // Reports are taken by whoever evicts; here only the end of the socket counts.
+    if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) == 0) return;
+    (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+    lingering_.push_back({attached->second, Clock::now()});
+    attached_.erase(attached);
+    return;
+  }
+  const auto it = connections_.find(fd);
+  if (it == connections_.end()) return;
+  Connection& connection = *it->second;
+  switch (connection.OnReadable()) {
+    case Connection::Next::kWait:
+      return;
+    case Connection::Next::kAttached:
+      OnAttached(connection);
+      return;
+    case Connection::Next::kRequest:
+      Answer(connection);
+      break;
+    case Connection::Next::kClose:
+      spdlog::debug("connection of pid {} closed: {}", connection.peer().pid, connection.reason());
+      break;
+  }
+  CloseConnection(fd);
+}
+
+void Server::OnAttached(const Connection& connection) {
+  const int fd = connection.socket()->get();
+  const auto client = connection.client();
+  epoll_event event{};
+  event.events = EPOLLRDHUP;
+  event.data.fd = fd;
+  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event);
+  attached_[fd] = client->id();
+  registry_.Add(client);
+  workers_->Watch(client);
+  reclaimer_.Poke();
+  spdlog::info("client {}: pid {} ({}) attached, limit {}", client->id(), client->identity().pid, client->identity().comm,
+               client->limit_bytes().load());
+  connections_.erase(fd);  // the socket lives on in the client's channel
+}
+
+void Server::CloseConnection(int fd) {
+  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+  connections_.erase(fd);
+}
+
+void Server::AdoptChild(std::shared_ptr<Client> child) {
+  registry_.Add(child);
+  workers_->Watch(std::move(child));
+  const uint64_t one = 1;
+  (void)!write(wake_.get(), &one, sizeof(one));  // begin to probe for its end
+}
+
+void Server::OnGone(uint32_t id) {
+  {
+    zp::MutexLock lock(gone_mu_);
+    gone_.push_back(id);
+  }
+  const uint64_t one = 1;
+  (void)!write(wake_.get(), &one, sizeof(one));
+}
+
+void Server::RemoveClient(uint32_t id) {
+  workers_->Unwatch(id);
+  const auto client = registry_.Remove(id);
+  if (client == nullptr) return;
+  for (auto it = attached_.begin(); it != attached_.end(); ++it) {
+    if (it->second != id) continue;
+    (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, it->first, nullptr);
+    attached_.erase(it);
+    break;
+  }
+  registry_.RememberGone(DescribeClient(*client, "gone").dump());
+  spdlog::info("client {}: pid {} ({}) is gone", id, client->identity().pid, client->identity().comm);
+}
+
+bool Server::NeedsHousekeeping() const {
+  if (!lingering_.empty() || !connections_.empty()) return true;
+  for (const auto& client : registry_.All()) {
+    if (!client->has_agent()) return true;
+  }
+  return false;
+}
+
+void Server::Housekeeping() {
+  std::vector<uint32_t> gone;
+  {
+    zp::MutexLock lock(gone_mu_);
+    gone.swap(gone_);
+  }
+  const auto now = Clock::now();
+  std::erase_if(lingering_, [&](const Lingering& entry) {
+    const auto client = registry_.Find(entry.id);
+    if (client == nullptr) return true;
+    if (client->Gone()) {
+      gone.push_back(entry.id);
+      return true;
+    }
+    if (now - entry.since < kLingerTime) return false;
+    spdlog::warn("client {}: pid {} lives without its agent; its pages are served, none are evicted any more", entry.id,
+                 client->identity().pid);
+    return true;
+  });
+  for (const auto& client : registry_.All()) {
+    if (!client->has_agent() && client->Gone()) gone.push_back(client->id());
+  }
+  for (const uint32_t id : gone) RemoveClient(id);
+  std::vector<int> expired;
+  for (const auto& [fd, connection] : connections_) {
+    if (now - connection->opened_at() > kHandshakeTime) expired.push_back(fd);
+  }
+  for (const int fd : expired) CloseConnection(fd);
+}
+
+// Everything goes home first. A page that cannot is a reason to stay: nobody else has it.
+bool Server::BringAllHome() {
+  auto scratch = std::make_unique<FaultScratch>();
+  bool all = true;
+  for (const auto& client : registry_.All()) {
+    const auto result = client->Restore(true, *scratch);
+    spdlog::info("client {}: pid {}: {} pages brought home", client->id(), client->identity().pid, result.pages);
+    if (result.failed > 0 && !client->Gone()) {
+      all = false;
+      spdlog::error("client {}: pid {}: {} pages could not be brought home; the daemon stays, stop that program first",
+                    client->id(), client->identity().pid, result.failed);
+      continue;
+    }
+    client->Dismiss();
+    RemoveClient(client->id());
+  }
+  return all;
+}
+
+void Server::Answer(const Connection& connection) {
+  RequestContext context{registry_, store_,        index_arena_, options_,
+                         std::chrono::duration<double>(Clock::now() - started_at_).count(), connection.peer().uid};
+  Reply reply = HandleRequest(connection.request(), context);
+  if (reply.limits_changed) reclaimer_.Poke();
+  if (!reply.later) {
+    SendReply(connection.socket()->get(), reply);
+    return;
+  }
+  zp::MutexLock lock(operations_mu_);
+  operations_.push_back([socket = connection.socket(), work = std::move(reply.later)] {
+    SendReply(socket->get(), Reply{0, work().dump(), false, nullptr});
+  });
+  operations_wake_.NotifyOne();
+}
+
+void Server::RunOperations() {
+  for (;;) {
+    std::function<void()> work;
+    {
+      zp::MutexLock lock(operations_mu_);
+      while (operations_.empty() && !operations_stop_) operations_wake_.Wait(operations_mu_);
+      if (operations_stop_) return;
+      work = std::move(operations_.front());
+      operations_.pop_front();
+    }
+    work();
+  }
+}
+
+}  // namespace uzswap

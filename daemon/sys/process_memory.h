@@ -1,0 +1,58 @@
+// What the daemon sees of a client's memory through /proc.
+//
+// Idea: the files are opened once, at attach, while the peer's credentials are fresh. maps, smaps, pagemap and mem
+// hold the memory descriptor (mm) that was current at open: after exec they still speak of the old program, so a
+// reused pid can never be mistaken for the client. statm and task/ belong to the pid; they are only read for
+// statistics.
+//
+// Cost: ReadMaps ~0.3 µs a mapping; Scan 12 ns a present page; ResidentBytes ~2 µs.
+// Threads: const methods from any thread at once, each call uses pread or its own offset.
+// Failure: what cannot be read is an error; the caller leaves the client alone for this round.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "daemon/sys/uapi.h"
+#include "libzpool/base/fd.h"
+#include "libzpool/base/result.h"
+
+namespace uzswap {
+
+struct MapEntry {
+  uint64_t start = 0;
+  uint64_t end = 0;
+  bool private_rw_anonymous = false;  // "rw-p", no file, no special name: what may be evicted at all
+  bool inaccessible = false;          // "---p"
+};
+
+class ProcessMemory {
+ public:
+  ProcessMemory() = default;
+  // Needs ptrace access to `pid` (CAP_SYS_PTRACE). kPermission, kGone, kUnsupported (no PAGEMAP_SCAN).
+  static zp::Result<ProcessMemory> Open(pid_t pid);
+
+  zp::Result<std::vector<MapEntry>> ReadMaps() const;
+  // Ranges with MADV_WIPEONFORK (VmFlags "wf"): a child must see zeros there (H11). Walks page tables: slow.
+  zp::Result<std::vector<MapEntry>> ReadWipeOnFork() const;
+  // Present, anonymous, not the shared zero page, within [start, end): appended to `out` as page runs, at most
+  // `max_pages` pages. Returns the address where the walk ended.
+  zp::Result<uint64_t> ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages, std::vector<page_region>* out) const;
+  // Reads present memory; a missing page is an error, never a fault (11.1).
+  bool Read(uint64_t address, void* out, size_t bytes) const;
+  // Resident set of the pid, all kinds; 0 if it is gone.
+  uint64_t ResidentBytes() const;
+
+ private:
+  zp::UniqueFd maps_, smaps_, pagemap_, mem_, statm_;
+};
+
+// The name of the program, for people; "" if it is gone.
+std::string ReadComm(pid_t pid);
+// CPU on which thread `tid` of `pid` last ran, or -1.
+int ReadTaskCpu(pid_t pid, int tid);
+
+}  // namespace uzswap
