@@ -34,8 +34,8 @@ class UniqueFd {
   int fd_ = -1;
 };
 
-// A new memfd of `bytes` bytes, close-on-exec, sparse: it takes no memory until it is written. `name` is what /proc shows.
-// Errors: as memfd_create(2) and ftruncate(2); nothing is left behind.
+// A new memfd of `bytes` bytes, close-on-exec, sparse: it takes no memory until it is written. `name` is what
+// /proc shows. Errors: as memfd_create(2) and ftruncate(2); nothing is left behind.
 Result<UniqueFd> CreateMemfd(const char* name, uint64_t bytes);
 
 }  // namespace zp

@@ -9,12 +9,14 @@
 
 namespace zp {
 
-// Unmaps when destroyed. Move-only; data() stays the same when moved. Not thread-safe itself; the memory is whatever its users make it.
+// Unmaps when destroyed. Move-only; data() stays the same when moved. Not thread-safe itself; the memory is
+// whatever its users make it.
 class Mapping {
  public:
   Mapping() = default;
   ~Mapping() { Unmap(); }
-  Mapping(Mapping&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Mapping(Mapping&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   Mapping& operator=(Mapping&& other) noexcept {
     if (this != &other) {
       Unmap();
@@ -26,7 +28,8 @@ class Mapping {
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
-  // Maps `bytes` bytes of `fd` from `offset` (a multiple of 4096), shared, readable and writable. The descriptor may be closed after.
+  // Maps `bytes` bytes of `fd` from `offset` (a multiple of 4096), shared, readable and writable. The
+  // descriptor may be closed after.
   static Result<Mapping> Shared(int fd, uint64_t offset, size_t bytes);
   // Private zeroed memory, populated when touched; only address space is reserved (MAP_NORESERVE).
   static Result<Mapping> Anonymous(size_t bytes);

@@ -10,7 +10,8 @@
 
 namespace zp {
 
-Result<MemoryFile> MemoryFile::Create(const char* name, FileKind kind, uint32_t layout_version, uint64_t bytes) {
+Result<MemoryFile> MemoryFile::Create(const char* name, FileKind kind, uint32_t layout_version,
+                                      uint64_t bytes) {
   bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
   MemoryFile file;
   file.fd_ = ZP_TRY(CreateMemfd(name, bytes));

@@ -1,4 +1,5 @@
-// A sparse memfd, mapped whole, with a versioned header: the form of everything that is to survive its process.
+// A sparse memfd, mapped whole, with a versioned header: the form of everything that is to survive its
+// process.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,8 @@
 
 namespace zp {
 
-// The first bytes of every persisted file. Its layout is fixed for ever; what follows it changes with `layout_version`.
+// The first bytes of every persisted file. Its layout is fixed for ever; what follows it changes with
+// `layout_version`.
 struct FileHeader {
   uint64_t magic;           // kFileMagic
   uint32_t layout_version;  // of this kind of file
@@ -29,13 +31,14 @@ inline constexpr uint64_t kFileMagic = 0x6c6f6f707a757a31;  // "1zuzpool" as byt
 enum class FileKind : uint32_t { kFrames = 1, kHandles = 2, kIndexNodes = 3 };
 
 // Layout: [ header | hole ... ]. The header has the first page for itself; the owner lays out the rest.
-// Failure: touching a page of a memfd for the first time may meet a machine without memory, which is SIGBUS. So pages are populated
-// with Populate(), which returns an error instead, before they are touched.
-// Threads: Populate and Punch of different ranges may run at the same time.
+// Failure: touching a page of a memfd for the first time may meet a machine without memory, which is SIGBUS.
+// So pages are populated with Populate(), which returns an error instead, before they are touched. Threads:
+// Populate and Punch of different ranges may run at the same time.
 class MemoryFile {
  public:
   MemoryFile() = default;
-  // `bytes` is rounded up to pages. Errors: kNoMemory and whatever memfd_create and mmap say; nothing is left behind.
+  // `bytes` is rounded up to pages. Errors: kNoMemory and whatever memfd_create and mmap say; nothing is left
+  // behind.
   static Result<MemoryFile> Create(const char* name, FileKind kind, uint32_t layout_version, uint64_t bytes);
 
   int fd() const { return fd_.get(); }
@@ -43,8 +46,8 @@ class MemoryFile {
   uint64_t size() const { return mapping_.size(); }
   FileHeader& header() const { return *reinterpret_cast<FileHeader*>(mapping_.data()); }
 
-  // Makes the pages of [offset, offset+bytes) present (both multiples of 4096); those that are stay as they are.
-  // kNoMemory: some may be present, all harmless; Punch gives them back. A system call; may sleep.
+  // Makes the pages of [offset, offset+bytes) present (both multiples of 4096); those that are stay as they
+  // are. kNoMemory: some may be present, all harmless; Punch gives them back. A system call; may sleep.
   Status Populate(uint64_t offset, uint64_t bytes);
   // Gives the pages' memory back; they read as zeros after. A system call; may sleep.
   void Punch(uint64_t offset, uint64_t bytes);

@@ -1,4 +1,5 @@
-// Locks that clang's -Wthread-safety understands. libstdc++'s are not annotated, so they are wrapped; the wrappers add nothing.
+// Locks that clang's -Wthread-safety understands. libstdc++'s are not annotated, so they are wrapped; the
+// wrappers add nothing.
 #pragma once
 
 #include <chrono>

@@ -12,23 +12,23 @@ namespace zp {
 
 // What a caller may want to tell apart. The errno behind it, if any, is in Error::sys_errno.
 enum class Errc : unsigned char {
-  kNoMemory,      // a capacity, a reservation or the kernel's memory is exhausted; retry when something was freed
-  kSystem,        // a system call failed in a way that is no outcome; see sys_errno
-  kInvalid,       // an argument or a message is malformed
-  kCorrupt,       // stored state contradicts itself
-  kNotFound,      // no such page, client, file, process
-  kExists,        // it is already there
-  kUnsupported,   // this kernel or this build cannot
-  kPermission,    // not allowed
-  kBusy,          // somebody else has it; not retried here
-  kAgain,         // transient; the caller retries from the start
-  kGone,          // the other side (process, mapping, connection) no longer exists
+  kNoMemory,  // a capacity, a reservation or the kernel's memory is exhausted; retry when something was freed
+  kSystem,    // a system call failed in a way that is no outcome; see sys_errno
+  kInvalid,   // an argument or a message is malformed
+  kCorrupt,   // stored state contradicts itself
+  kNotFound,  // no such page, client, file, process
+  kExists,    // it is already there
+  kUnsupported,  // this kernel or this build cannot
+  kPermission,   // not allowed
+  kBusy,         // somebody else has it; not retried here
+  kAgain,        // transient; the caller retries from the start
+  kGone,         // the other side (process, mapping, connection) no longer exists
 };
 
 struct Error {
   Errc code = Errc::kSystem;
-  int sys_errno = 0;      // 0 when no system call is to blame
-  const char* op = "";    // what failed; a string literal, never freed
+  int sys_errno = 0;    // 0 when no system call is to blame
+  const char* op = "";  // what failed; a string literal, never freed
 };
 static_assert(std::is_trivially_copyable_v<Error>);
 
@@ -38,7 +38,8 @@ const char* ErrcName(Errc code);
 // Translates the current errno. Call it right after the system call `op` (a string literal).
 Error ErrnoError(const char* op);
 
-// Holds a T or an Error. T may be move-only. Asking for the wrong one of the two is a programming error (ZP_CHECK).
+// Holds a T or an Error. T may be move-only. Asking for the wrong one of the two is a programming error
+// (ZP_CHECK).
 template <typename T>
 class [[nodiscard]] Result {
  public:
@@ -108,11 +109,12 @@ inline Status OkStatus() { return {}; }
 
 }  // namespace zp
 
-// Evaluates `expr`, a Result: on failure the enclosing function returns its error, else the expression has its value.
-// Not to be nested within one expression.
-#define ZP_TRY(expr)                                                        \
-  __extension__({                                                           \
-    auto zp_try_result = (expr);                                            \
-    if (!zp_try_result.ok()) [[unlikely]] return zp_try_result.error();     \
-    std::move(zp_try_result).Release();                                     \
+// Evaluates `expr`, a Result: on failure the enclosing function returns its error, else the expression has
+// its value. Not to be nested within one expression.
+#define ZP_TRY(expr)                      \
+  __extension__({                         \
+    auto zp_try_result = (expr);          \
+    if (!zp_try_result.ok()) [[unlikely]] \
+      return zp_try_result.error();       \
+    std::move(zp_try_result).Release();   \
   })

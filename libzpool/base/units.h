@@ -1,5 +1,6 @@
-// Units as types: page numbers, counts of pages and bytes, node numbers. Constructors are explicit and arithmetic is checked, so that
-// a count cannot become an address, and an overflow is a crash with a line number instead of a wrong page.
+// Units as types: page numbers, counts of pages and bytes, node numbers. Constructors are explicit and
+// arithmetic is checked, so that a count cannot become an address, and an overflow is a crash with a line
+// number instead of a wrong page.
 #pragma once
 
 #include <compare>
@@ -44,8 +45,12 @@ class Bytes {
   explicit constexpr Bytes(uint64_t bytes) : value_(bytes) {}
   constexpr uint64_t value() const { return value_; }
 
-  friend constexpr Bytes operator+(Bytes a, Bytes b) { return Bytes(internal::CheckedAdd(a.value_, b.value_)); }
-  friend constexpr Bytes operator-(Bytes a, Bytes b) { return Bytes(internal::CheckedSub(a.value_, b.value_)); }
+  friend constexpr Bytes operator+(Bytes a, Bytes b) {
+    return Bytes(internal::CheckedAdd(a.value_, b.value_));
+  }
+  friend constexpr Bytes operator-(Bytes a, Bytes b) {
+    return Bytes(internal::CheckedSub(a.value_, b.value_));
+  }
   friend constexpr auto operator<=>(Bytes, Bytes) = default;
 
  private:
@@ -64,8 +69,12 @@ class PageCount {
   constexpr uint64_t value() const { return value_; }
   constexpr Bytes bytes() const { return Bytes(internal::CheckedMul(value_, kPageBytes)); }
 
-  friend constexpr PageCount operator+(PageCount a, PageCount b) { return PageCount(internal::CheckedAdd(a.value_, b.value_)); }
-  friend constexpr PageCount operator-(PageCount a, PageCount b) { return PageCount(internal::CheckedSub(a.value_, b.value_)); }
+  friend constexpr PageCount operator+(PageCount a, PageCount b) {
+    return PageCount(internal::CheckedAdd(a.value_, b.value_));
+  }
+  friend constexpr PageCount operator-(PageCount a, PageCount b) {
+    return PageCount(internal::CheckedSub(a.value_, b.value_));
+  }
   constexpr PageCount& operator+=(PageCount n) { return *this = *this + n; }
   constexpr PageCount& operator-=(PageCount n) { return *this = *this - n; }
   friend constexpr auto operator<=>(PageCount, PageCount) = default;
@@ -86,9 +95,15 @@ class PageIndex {
   // The page's first byte.
   constexpr uint64_t address() const { return internal::CheckedMul(value_, kPageBytes); }
 
-  friend constexpr PageIndex operator+(PageIndex p, PageCount n) { return PageIndex(internal::CheckedAdd(p.value_, n.value())); }
-  friend constexpr PageIndex operator-(PageIndex p, PageCount n) { return PageIndex(internal::CheckedSub(p.value_, n.value())); }
-  friend constexpr PageCount operator-(PageIndex a, PageIndex b) { return PageCount(internal::CheckedSub(a.value_, b.value_)); }
+  friend constexpr PageIndex operator+(PageIndex p, PageCount n) {
+    return PageIndex(internal::CheckedAdd(p.value_, n.value()));
+  }
+  friend constexpr PageIndex operator-(PageIndex p, PageCount n) {
+    return PageIndex(internal::CheckedSub(p.value_, n.value()));
+  }
+  friend constexpr PageCount operator-(PageIndex a, PageIndex b) {
+    return PageCount(internal::CheckedSub(a.value_, b.value_));
+  }
   constexpr PageIndex& operator+=(PageCount n) { return *this = *this + n; }
   constexpr PageIndex& operator++() { return *this = *this + PageCount(1); }
   friend constexpr auto operator<=>(PageIndex, PageIndex) = default;

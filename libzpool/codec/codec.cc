@@ -27,7 +27,8 @@ std::optional<uint64_t> SameFilledPattern(PageView page) {
   // The ends differ in nearly every page that is not filled; then nothing else is read.
   if (first != last) return std::nullopt;
   // A page equals itself shifted by one word just when all its words are equal.
-  if (std::memcmp(page.data(), page.data() + sizeof(first), kPageBytes - sizeof(first)) != 0) return std::nullopt;
+  if (std::memcmp(page.data(), page.data() + sizeof(first), kPageBytes - sizeof(first)) != 0)
+    return std::nullopt;
   return first;
 }
 
@@ -36,18 +37,20 @@ void FillPage(uint64_t pattern, MutablePageView out) {
     std::memset(out.data(), 0, kPageBytes);
     return;
   }
-  for (size_t at = 0; at < kPageBytes; at += sizeof(pattern)) std::memcpy(out.data() + at, &pattern, sizeof(pattern));
+  for (size_t at = 0; at < kPageBytes; at += sizeof(pattern))
+    std::memcpy(out.data() + at, &pattern, sizeof(pattern));
 }
 
 uint32_t PageChecksum(PageView page) { return static_cast<uint32_t>(XXH3_64bits(page.data(), kPageBytes)); }
 
 uint32_t EncodePage(CodecId codec, PageView page, Scratch& scratch) {
   switch (codec) {
-    case CodecId::kRaw: return 0;
+    case CodecId::kRaw:
+      return 0;
     case CodecId::kLz4: {
-      const int length =
-          LZ4_compress_fast_extState(scratch.codec_state.data(), Chars(page.data()), Chars(scratch.encoded.data()),
-                                     static_cast<int>(kPageBytes), static_cast<int>(kMaxEncodedBytes), 1);
+      const int length = LZ4_compress_fast_extState(
+          scratch.codec_state.data(), Chars(page.data()), Chars(scratch.encoded.data()),
+          static_cast<int>(kPageBytes), static_cast<int>(kMaxEncodedBytes), 1);
       return length > 0 ? static_cast<uint32_t>(length) : 0;
     }
   }

@@ -28,12 +28,14 @@ void FillPage(uint64_t pattern, MutablePageView out);
 // Low 32 bits of XXH3-64 over the page.
 uint32_t PageChecksum(PageView page);
 
-// Encodes `page` into scratch.encoded and returns the length, 1..kMaxEncodedBytes; 0 when it does not shrink enough (an outcome:
-// store it raw). `page` must not change during the call. kRaw always returns 0. No allocation.
+// Encodes `page` into scratch.encoded and returns the length, 1..kMaxEncodedBytes; 0 when it does not shrink
+// enough (an outcome: store it raw). `page` must not change during the call. kRaw always returns 0. No
+// allocation.
 uint32_t EncodePage(CodecId codec, PageView page, Scratch& scratch);
 
-// Decodes `object` into `out`. False if the object is malformed or is not exactly a page; `out` then holds anything, nothing beyond
-// it was written. `object` must not change during the call: hand in a private copy. No allocation.
+// Decodes `object` into `out`. False if the object is malformed or is not exactly a page; `out` then holds
+// anything, nothing beyond it was written. `object` must not change during the call: hand in a private copy.
+// No allocation.
 [[nodiscard]] bool DecodePage(CodecId codec, std::span<const std::byte> object, MutablePageView out);
 
 }  // namespace zp

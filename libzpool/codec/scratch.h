@@ -8,7 +8,8 @@
 
 namespace zp {
 
-// One per thread, reused for every call; about 25 KiB. What it holds between calls means nothing. Not thread-safe.
+// One per thread, reused for every call; about 25 KiB. What it holds between calls means nothing. Not
+// thread-safe.
 struct Scratch {
   // Enough for LZ4_sizeofState() (16 KiB and a little); checked where it is used.
   static constexpr size_t kCodecStateBytes = 16640;

@@ -12,13 +12,14 @@ namespace {
 constexpr uint32_t kFramesLayoutVersion = 1;
 // 36 bits of 16-byte granules, see location.h.
 constexpr uint64_t kMaxArenaBytes = uint64_t{1} << 40;
-// Every size class may have spans of its own that are hardly filled: 256 classes of one span are 64 MiB, and four nodes' worth of
-// slack costs nothing but addresses.
+// Every size class may have spans of its own that are hardly filled: 256 classes of one span are 64 MiB, and
+// four nodes' worth of slack costs nothing but addresses.
 constexpr uint64_t kReserveSlackBytes = uint64_t{256} << 20;
 constexpr uint64_t kReserveFactor = 4;
 
 uint64_t ReserveBytes(Bytes capacity) {
-  const uint64_t wanted = std::min(capacity.value(), kMaxArenaBytes / kReserveFactor) * kReserveFactor + kReserveSlackBytes;
+  const uint64_t wanted =
+      std::min(capacity.value(), kMaxArenaBytes / kReserveFactor) * kReserveFactor + kReserveSlackBytes;
   const uint64_t block = kSpanBytes * kSpansPerBlock;
   return std::min((wanted + block - 1) / block * block, kMaxArenaBytes);
 }
@@ -34,12 +35,14 @@ Status BindToNode(std::byte* at, uint64_t bytes, NodeId node) {
 
 Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, FrameBudget& budget) {
   const uint64_t bytes = ReserveBytes(options.capacity);
-  MemoryFile file = ZP_TRY(MemoryFile::Create("uzswap-frames", FileKind::kFrames, kFramesLayoutVersion, bytes));
+  MemoryFile file =
+      ZP_TRY(MemoryFile::Create("uzswap-frames", FileKind::kFrames, kFramesLayoutVersion, bytes));
   if (options.bind) ZP_TRY(BindToNode(file.data(), file.size(), options.node));
   file.header().params[0] = options.node.value();
   file.header().params[1] = kSpanBytes;
   Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
-  return std::unique_ptr<FrameArena>(new FrameArena(options, budget, std::move(file), std::move(descriptors)));
+  return std::unique_ptr<FrameArena>(
+      new FrameArena(options, budget, std::move(file), std::move(descriptors)));
 }
 
 FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors)
@@ -54,16 +57,20 @@ FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile f
   for (uint32_t span = 1; span < span_count_; ++span) free_spans_[span / 64] |= uint64_t{1} << (span % 64);
 }
 
-FrameArena::~FrameArena() { ZP_DCHECK(frames_in_use() == 0, "an arena is destroyed before its owners emptied it"); }
+FrameArena::~FrameArena() {
+  ZP_DCHECK(frames_in_use() == 0, "an arena is destroyed before its owners emptied it");
+}
 
 Result<uint32_t> FrameArena::AllocateSpan() {
   MutexLock lock(mu_);
   while (first_word_ < free_spans_.size() && free_spans_[first_word_] == 0) ++first_word_;
   if (first_word_ == free_spans_.size()) return Error{Errc::kNoMemory, 0, "span of frames"};
   uint64_t& word = free_spans_[first_word_];
-  const uint32_t span = static_cast<uint32_t>(first_word_ * 64) + static_cast<uint32_t>(std::countr_zero(word));
+  const uint32_t span =
+      static_cast<uint32_t>(first_word_ * 64) + static_cast<uint32_t>(std::countr_zero(word));
   word &= word - 1;
-  if (span > highest_span_.load(std::memory_order_relaxed)) highest_span_.store(span, std::memory_order_relaxed);
+  if (span > highest_span_.load(std::memory_order_relaxed))
+    highest_span_.store(span, std::memory_order_relaxed);
   return span;
 }
 

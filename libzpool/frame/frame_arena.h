@@ -18,25 +18,28 @@ namespace zp {
 
 inline constexpr uint32_t kFramesPerSpan = 64;  // as many as one 64-bit mask describes
 inline constexpr uint64_t kSpanBytes = kFramesPerSpan * kPageBytes;
-inline constexpr uint32_t kSpansPerBlock = 8;   // a block is 2 MiB, what a huge page would need
+inline constexpr uint32_t kSpansPerBlock = 8;  // a block is 2 MiB, what a huge page would need
 static_assert(kSpanBytes * kSpansPerBlock == uint64_t{2} << 20);
 
 // Who uses a frame; recovery and migration find the owner from the frame by it.
 enum class FrameOwner : uint8_t { kNone = 0, kZsmalloc = 1, kZbud = 2, kStandby = 3 };
 
-// One per frame of address space. Guarded by the owner of the frame's span (zsmalloc: the lock of the span's size class).
+// One per frame of address space. Guarded by the owner of the frame's span (zsmalloc: the lock of the span's
+// size class).
 struct FrameDescriptor {
-  uint16_t live;         // objects that touch this frame; at most 256
-  uint16_t size_class;   // of the span, as the owner counts
+  uint16_t live;        // objects that touch this frame; at most 256
+  uint16_t size_class;  // of the span, as the owner counts
   FrameOwner owner;
   uint8_t spare[3];
 };
 static_assert(std::is_trivially_copyable_v<FrameDescriptor> && sizeof(FrameDescriptor) == 8);
 
-// Idea: address space is plentiful, memory is not. An arena reserves several times its capacity as one sparse memfd and hands it out in
-//   spans of 64 frames; a frame takes memory from Populate to Punch only. So an owner can have contiguous addresses and partly
-//   filled spans without paying for what it does not touch.
-// Layout: [ span 0: the file's header, never handed out | span 1 | span 2 | ... ], eight spans to a 2 MiB block. Spans are handed
+// Idea: address space is plentiful, memory is not. An arena reserves several times its capacity as one sparse
+// memfd and hands it out in
+//   spans of 64 frames; a frame takes memory from Populate to Punch only. So an owner can have contiguous
+//   addresses and partly filled spans without paying for what it does not touch.
+// Layout: [ span 0: the file's header, never handed out | span 1 | span 2 | ... ], eight spans to a 2 MiB
+// block. Spans are handed
 //   out lowest first, which keeps blocks at the end empty.
 // Cost: 8 bytes per frame of descriptor (in memory only where touched), one bit per span.
 // Threads: all methods may be called at any time; a span belongs to whom it was handed to.
@@ -45,8 +48,8 @@ class FrameArena {
  public:
   struct Options {
     NodeId node;
-    Bytes capacity;      // sizes the reservation: four times this and 256 MiB, at most 1 TiB
-    bool bind = false;   // bind to the node with mbind(2)
+    Bytes capacity;     // sizes the reservation: four times this and 256 MiB, at most 1 TiB
+    bool bind = false;  // bind to the node with mbind(2)
   };
   // `budget` must outlive the arena; several arenas share one.
   static Result<std::unique_ptr<FrameArena>> Create(const Options& options, FrameBudget& budget);
@@ -64,10 +67,11 @@ class FrameArena {
   // The frames must have been punched.
   void FreeSpan(uint32_t span) ZP_EXCLUDES(mu_);
 
-  // Makes `count` frames from `first` present; frames that are stay as they are. The caller took them from the budget and counts
-  // them. kNoMemory: some may be present; punch them. Sleeps.
+  // Makes `count` frames from `first` present; frames that are stay as they are. The caller took them from
+  // the budget and counts them. kNoMemory: some may be present; punch them. Sleeps.
   Status Populate(uint64_t first, uint32_t count);
-  // Gives their memory to the kernel and `count` frames to the budget. Nobody may touch them meanwhile. Sleeps.
+  // Gives their memory to the kernel and `count` frames to the budget. Nobody may touch them meanwhile.
+  // Sleeps.
   void Punch(uint64_t first, uint32_t count);
 
   // Takes `count` frames from the budget for this arena, or none.
@@ -79,7 +83,8 @@ class FrameArena {
   // Frames taken and not punched: populated ones, and those about to be.
   uint64_t frames_in_use() const { return taken_.load(std::memory_order_relaxed); }
 
-  // The byte at `offset` of the arena. Valid as long as the arena lives; touch it only while its frame is populated.
+  // The byte at `offset` of the arena. Valid as long as the arena lives; touch it only while its frame is
+  // populated.
   std::byte* At(uint64_t offset) const { return file_.data() + offset; }
   FrameDescriptor& descriptor(uint64_t frame) { return descriptors_[frame]; }
   // Bytes that descriptors and the map of spans take; an upper bound by the highest span ever used.

@@ -8,8 +8,8 @@
 
 namespace zp {
 
-// A counter with a limit. Frames are taken before they are populated and given back after they are punched, so memory in use never
-// exceeds the limit. Thread-safe, lock-free.
+// A counter with a limit. Frames are taken before they are populated and given back after they are punched,
+// so memory in use never exceeds the limit. Thread-safe, lock-free.
 class FrameBudget {
  public:
   explicit FrameBudget(uint64_t limit_frames) : limit_(limit_frames) {}

@@ -9,7 +9,8 @@
 
 namespace zp {
 
-Topology::Topology(std::vector<NodeId> nodes, const std::vector<std::vector<uint32_t>>& distances, bool is_real)
+Topology::Topology(std::vector<NodeId> nodes, const std::vector<std::vector<uint32_t>>& distances,
+                   bool is_real)
     : nodes_(std::move(nodes)), is_real_(is_real) {
   std::memset(index_of_, -1, sizeof(index_of_));
   for (size_t i = 0; i < nodes_.size(); ++i) {
@@ -33,7 +34,8 @@ Topology Topology::Detect() {
   bitmask* const allowed = numa_get_mems_allowed();
   for (int node = 0; node <= numa_max_node() && node < static_cast<int>(kMaxNodes); ++node) {
     long long free_bytes = 0;
-    if (numa_bitmask_isbitset(allowed, static_cast<unsigned>(node)) && numa_node_size64(node, &free_bytes) > 0) {
+    if (numa_bitmask_isbitset(allowed, static_cast<unsigned>(node)) &&
+        numa_node_size64(node, &free_bytes) > 0) {
       nodes.push_back(NodeId(static_cast<uint8_t>(node)));
     }
   }

@@ -17,11 +17,11 @@ class Topology {
  public:
   // One node, number 0, nothing bound to it.
   static Topology SingleNode();
-  // The machine's, by libnuma: nodes that have memory and that this process may use. One node 0 where there is no NUMA.
-  // Nodes numbered 64 and above are left out.
+  // The machine's, by libnuma: nodes that have memory and that this process may use. One node 0 where there
+  // is no NUMA. Nodes numbered 64 and above are left out.
   static Topology Detect();
-  // A made-up machine; frames are not bound. `distances` is a square matrix in the order of `nodes`, 10 on the diagonal by custom.
-  // kInvalid: no nodes, a number twice or above 63, or a matrix of another size.
+  // A made-up machine; frames are not bound. `distances` is a square matrix in the order of `nodes`, 10 on
+  // the diagonal by custom. kInvalid: no nodes, a number twice or above 63, or a matrix of another size.
   static Result<Topology> Made(std::vector<NodeId> nodes, std::vector<std::vector<uint32_t>> distances);
 
   const std::vector<NodeId>& nodes() const { return nodes_; }
@@ -29,8 +29,8 @@ class Topology {
   bool is_real() const { return is_real_; }
   // The position of `node` in nodes(), or -1.
   int IndexOf(NodeId node) const;
-  // Positions in nodes(), nearest to `node` first, itself before all. An unknown node gets the order of the first.
-  // Valid as long as this object lives.
+  // Positions in nodes(), nearest to `node` first, itself before all. An unknown node gets the order of the
+  // first. Valid as long as this object lives.
   const std::vector<uint8_t>& FallbackOrder(NodeId node) const;
 
  private:

@@ -22,7 +22,8 @@ Result<std::unique_ptr<IndexArena>> IndexArena::Create(uint32_t max_nodes) {
   MemoryFile file = ZP_TRY(MemoryFile::Create("uzswap-index", FileKind::kIndexNodes, kIndexLayoutVersion,
                                               NodesOffset(nodes) + nodes * kIndexNodeBytes));
   file.header().params[0] = nodes;
-  std::unique_ptr<IndexArena> arena(new (std::nothrow) IndexArena(std::move(file), static_cast<uint32_t>(wanted)));
+  std::unique_ptr<IndexArena> arena(new (std::nothrow)
+                                        IndexArena(std::move(file), static_cast<uint32_t>(wanted)));
   if (arena == nullptr) return Error{Errc::kNoMemory, 0, "index arena"};
   for (uint32_t i = 0; i < kReservedNodes; ++i) {
     const uint32_t node = ZP_TRY(arena->TakeFresh());
@@ -78,11 +79,13 @@ void IndexArena::Recycle(uint32_t node) {
   do {
     meta_[node].store(static_cast<uint32_t>(head), std::memory_order_relaxed);  // no references
     desired = (((head >> 32) + 1) << 32) | node;
-  } while (!free_head_.compare_exchange_weak(head, desired, std::memory_order_release, std::memory_order_relaxed));
+  } while (
+      !free_head_.compare_exchange_weak(head, desired, std::memory_order_release, std::memory_order_relaxed));
 }
 
 uint64_t IndexArena::metadata_bytes() const {
-  return kPageBytes + uint64_t{populated_.load(std::memory_order_relaxed)} * (kIndexNodeBytes + sizeof(uint64_t));
+  return kPageBytes +
+         uint64_t{populated_.load(std::memory_order_relaxed)} * (kIndexNodeBytes + sizeof(uint64_t));
 }
 
 Result<uint32_t> IndexArena::Take() {
@@ -92,7 +95,8 @@ Result<uint32_t> IndexArena::Take() {
     // Another thread may have taken `node`: then this is nonsense, and the exchange fails by the count.
     const uint32_t next = static_cast<uint32_t>(meta_[node].load(std::memory_order_relaxed));
     const uint64_t desired = (((head >> 32) + 1) << 32) | next;
-    if (free_head_.compare_exchange_weak(head, desired, std::memory_order_acquire, std::memory_order_acquire)) return node;
+    if (free_head_.compare_exchange_weak(head, desired, std::memory_order_acquire, std::memory_order_acquire))
+      return node;
   }
   return TakeFresh();
 }
@@ -102,7 +106,9 @@ Result<uint32_t> IndexArena::TakeFresh() {
   for (;;) {
     if (node >= max_nodes_) return Error{Errc::kNoMemory, 0, "index arena"};
     if (node >= populated_.load(std::memory_order_acquire)) ZP_TRY(GrowFor(node));
-    if (next_fresh_.compare_exchange_weak(node, node + 1, std::memory_order_acq_rel, std::memory_order_relaxed)) return node;
+    if (next_fresh_.compare_exchange_weak(node, node + 1, std::memory_order_acq_rel,
+                                          std::memory_order_relaxed))
+      return node;
   }
 }
 
@@ -111,7 +117,8 @@ Status IndexArena::GrowFor(uint32_t node) {
   const uint64_t present = populated_.load(std::memory_order_relaxed);
   if (node < present) return OkStatus();
   ZP_TRY(file_.Populate(kPageBytes + present * sizeof(uint64_t), kGrowNodes * sizeof(uint64_t)));
-  ZP_TRY(file_.Populate(NodesOffset(file_.header().params[0]) + present * kIndexNodeBytes, kGrowNodes * kIndexNodeBytes));
+  ZP_TRY(file_.Populate(NodesOffset(file_.header().params[0]) + present * kIndexNodeBytes,
+                        kGrowNodes * kIndexNodeBytes));
   populated_.store(static_cast<uint32_t>(present) + kGrowNodes, std::memory_order_release);
   return OkStatus();
 }

@@ -17,9 +17,11 @@ inline constexpr unsigned kIndexFanoutBits = 6;
 inline constexpr unsigned kIndexFanout = 1u << kIndexFanoutBits;
 inline constexpr uint64_t kIndexNodeBytes = kIndexFanout * sizeof(uint64_t);
 
-// Idea: nodes are named by 32-bit numbers and not by addresses, so that they can be mapped anywhere, by a successor too, together with
+// Idea: nodes are named by 32-bit numbers and not by addresses, so that they can be mapped anywhere, by a
+// successor too, together with
 //   the handle table. Each has a reference count: clones share nodes.
-// Layout of the file: [ header page | one word per node: {references : 32, next free : 32} | nodes, 512 B each ], reserved at full
+// Layout of the file: [ header page | one word per node: {references : 32, next free : 32} | nodes, 512 B
+// each ], reserved at full
 //   length, populated in steps of 512 nodes. Number 0 is no node.
 // Cost: 520 bytes per node; 8.1 per page where all 64 slots of a leaf are used.
 // Threads: everything may be called at any time; allocation is lock-free but for growth and the reserve.
@@ -37,25 +39,34 @@ class IndexArena {
 
   // A node of zeros with one reference. kNoMemory: nothing has changed.
   Result<uint32_t> Allocate();
-  // The same, from the reserve where all else fails. DropRange needs at most 15 nodes at a time (two edges of eight levels), so the
-  // reserve serves 17 of them at once on a machine without memory; ZP_CHECK beyond. Nodes freed fill it up first.
+  // The same, from the reserve where all else fails. DropRange needs at most 15 nodes at a time (two edges of
+  // eight levels), so the reserve serves 17 of them at once on a machine without memory; ZP_CHECK beyond.
+  // Nodes freed fill it up first.
   uint32_t AllocateReserved() ZP_EXCLUDES(mu_);
   // Lets a node without references be used again.
   void Recycle(uint32_t node) ZP_EXCLUDES(mu_);
 
-  // Its 64 words. Valid as long as the arena: memory of nodes is never given back, so that a reader that is late reads garbage at
-  // worst (and finds out, see OffsetIndex), not a fault.
+  // Its 64 words. Valid as long as the arena: memory of nodes is never given back, so that a reader that is
+  // late reads garbage at worst (and finds out, see OffsetIndex), not a fault.
   std::atomic<uint64_t>* words(uint32_t node) const { return nodes_ + uint64_t{node} * kIndexFanout; }
   // Whether `node` was ever allocated: what a late reader has to ask.
-  bool InBounds(uint32_t node) const { return node != 0 && node < next_fresh_.load(std::memory_order_acquire); }
+  bool InBounds(uint32_t node) const {
+    return node != 0 && node < next_fresh_.load(std::memory_order_acquire);
+  }
 
   void AddRef(uint32_t node) { meta_[node].fetch_add(kOneRef, std::memory_order_relaxed); }
   // True for the last reference; the caller then drops what the node refers to and recycles it.
-  [[nodiscard]] bool DropRef(uint32_t node) { return meta_[node].fetch_sub(kOneRef, std::memory_order_acq_rel) >> 32 == 1; }
-  uint32_t refs(uint32_t node) const { return static_cast<uint32_t>(meta_[node].load(std::memory_order_acquire) >> 32); }
-  // As refs(), but as a read-modify-write: who later reads the count that this one's successor wrote also sees what the caller
-  // wrote before. See OffsetIndex::MakePrivate.
-  uint32_t OrderedRefs(uint32_t node) { return static_cast<uint32_t>(meta_[node].fetch_add(0, std::memory_order_acq_rel) >> 32); }
+  [[nodiscard]] bool DropRef(uint32_t node) {
+    return meta_[node].fetch_sub(kOneRef, std::memory_order_acq_rel) >> 32 == 1;
+  }
+  uint32_t refs(uint32_t node) const {
+    return static_cast<uint32_t>(meta_[node].load(std::memory_order_acquire) >> 32);
+  }
+  // As refs(), but as a read-modify-write: who later reads the count that this one's successor wrote also
+  // sees what the caller wrote before. See OffsetIndex::MakePrivate.
+  uint32_t OrderedRefs(uint32_t node) {
+    return static_cast<uint32_t>(meta_[node].fetch_add(0, std::memory_order_acq_rel) >> 32);
+  }
 
   // Nodes with references.
   uint64_t nodes_in_use() const { return in_use_.load(std::memory_order_relaxed); }

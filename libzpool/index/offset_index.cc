@@ -80,7 +80,8 @@ OffsetIndex::Exchange OffsetIndex::CompareExchange(PageIndex page, Slot expected
     if (!made.ok()) return Exchange::kNoMemory;
     leaf = *made;
   }
-  // Private once means private until the next Clone, and that needs the caller out: the leaf is ours to write.
+  // Private once means private until the next Clone, and that needs the caller out: the leaf is ours to
+  // write.
   uint64_t word = expected.raw();
   if (!leaf[IndexAt(page.value(), 0)].compare_exchange_strong(word, desired.raw(), std::memory_order_acq_rel,
                                                               std::memory_order_acquire)) {
@@ -97,18 +98,22 @@ void OffsetIndex::DropRange(PageIndex begin, PageIndex end, std::vector<Slot>* d
 
 Status OffsetIndex::Rekey(PageIndex from, PageIndex to, PageCount n) {
   const uint64_t source_end = (from + n).value();
-  ZP_CHECK(source_end <= kPageIndexLimit && (to + n).value() <= kPageIndexLimit, "rekey beyond the address space");
+  ZP_CHECK(source_end <= kPageIndexLimit && (to + n).value() <= kPageIndexLimit,
+           "rekey beyond the address space");
   ZP_CHECK(source_end <= to.value() || (to + n) <= from, "rekey of ranges that overlap");
-  // First everything that may fail: paths of both sides, a leaf at a time. A source leaf's slots go to two leaves at most.
+  // First everything that may fail: paths of both sides, a leaf at a time. A source leaf's slots go to two
+  // leaves at most.
   Leaf leaf;
-  for (uint64_t at = from.value(); at < source_end && NextLeaf(at, source_end, &leaf); at = leaf.base + kIndexFanout) {
+  for (uint64_t at = from.value(); at < source_end && NextLeaf(at, source_end, &leaf);
+       at = leaf.base + kIndexFanout) {
     const uint64_t first = std::max(leaf.base, from.value());
     const uint64_t last = std::min(leaf.base + kIndexFanout, source_end) - 1;
     ZP_TRY(Ensure(PageIndex(first)));
     ZP_TRY(Ensure(to + (PageIndex(first) - from)));
     ZP_TRY(Ensure(to + (PageIndex(last) - from)));
   }
-  for (uint64_t at = from.value(); at < source_end && NextLeaf(at, source_end, &leaf); at = leaf.base + kIndexFanout) {
+  for (uint64_t at = from.value(); at < source_end && NextLeaf(at, source_end, &leaf);
+       at = leaf.base + kIndexFanout) {
     for (unsigned i = 0; i < kIndexFanout; ++i) {
       const PageIndex page(leaf.base + i);
       const Slot slot = leaf.slots[i];
@@ -119,7 +124,8 @@ Status OffsetIndex::Rekey(PageIndex from, PageIndex to, PageCount n) {
       std::atomic<uint64_t>* const source_leaf = PrivateLeafFast(page.value());
       ZP_CHECK(target_leaf != nullptr && source_leaf != nullptr, "a path made for rekey is gone");
       uint64_t empty = 0;
-      ZP_CHECK(target_leaf[IndexAt(target.value(), 0)].compare_exchange_strong(empty, slot.raw(), std::memory_order_acq_rel),
+      ZP_CHECK(target_leaf[IndexAt(target.value(), 0)].compare_exchange_strong(empty, slot.raw(),
+                                                                               std::memory_order_acq_rel),
                "rekey onto a page that is there");
       source_leaf[IndexAt(page.value(), 0)].store(0, std::memory_order_release);
       if (slot.is_handle() && store_->refs(slot) == 1) {
@@ -141,7 +147,8 @@ Result<OffsetIndex> OffsetIndex::Clone() {
   state->maybe_shared.store(true, std::memory_order_release);
   state_->maybe_shared.store(true, std::memory_order_release);
   for (unsigned kind = 0; kind < kKinds; ++kind) {
-    state->counts[kind].store(state_->counts[kind].load(std::memory_order_relaxed), std::memory_order_relaxed);
+    state->counts[kind].store(state_->counts[kind].load(std::memory_order_relaxed),
+                              std::memory_order_relaxed);
   }
   return OffsetIndex(*arena_, *store_, std::move(state));
 }
@@ -182,7 +189,8 @@ std::atomic<uint64_t>* OffsetIndex::PrivateLeafFast(uint64_t page) const {
     if (word == 0) return nullptr;
     node = ChildOf(word);
   }
-  // A count of one may be another index's: of a node that was taken out of this one meanwhile. Then the sequence tells.
+  // A count of one may be another index's: of a node that was taken out of this one meanwhile. Then the
+  // sequence tells.
   if (state_->sequence.load(std::memory_order_acquire) != sequence) return nullptr;
   return arena_->words(node);
 }
@@ -193,14 +201,15 @@ Result<std::atomic<uint64_t>*> OffsetIndex::PrivateLeaf(uint64_t page, Memory me
   {
     MutexLock lock(state_->structure_mu);
     const bool maybe_shared = state_->maybe_shared.load(std::memory_order_acquire);
-    // Before any count is looked at: a fast path that saw the path private before us has seen it for good, one that
-    // comes after sees the odd sequence and waits for the lock.
+    // Before any count is looked at: a fast path that saw the path private before us has seen it for good,
+    // one that comes after sees the odd sequence and waits for the lock.
     if (maybe_shared) state_->sequence.fetch_add(1, std::memory_order_acq_rel);
     leaf = MakePrivate(page, memory, &retired);
     if (maybe_shared) state_->sequence.fetch_add(1, std::memory_order_acq_rel);
   }
   // Only now, see the class comment; and without the lock, since objects may be freed.
-  for (unsigned i = 0; i < retired.count; ++i) DropSubtree(retired.nodes[i], retired.levels[i], Sink{nullptr, store_});
+  for (unsigned i = 0; i < retired.count; ++i)
+    DropSubtree(retired.nodes[i], retired.levels[i], Sink{nullptr, store_});
   if (!leaf.ok()) return leaf.error();
   return arena_->words(*leaf);
 }
@@ -247,7 +256,8 @@ Result<uint32_t> OffsetIndex::CopyNode(uint32_t node, unsigned level, Memory mem
         store_->RefOrPin(slot);
       } else if (const Status status = store_->Ref(slot); !status.ok()) {
         // Never the last references: the leaf that we copy from has its own.
-        for (unsigned j = 0; j < i; ++j) store_->Release(Slot::FromRaw(to[j].load(std::memory_order_relaxed)));
+        for (unsigned j = 0; j < i; ++j)
+          store_->Release(Slot::FromRaw(to[j].load(std::memory_order_relaxed)));
         if (arena_->DropRef(copy)) arena_->Recycle(copy);
         return status.error();
       }
@@ -323,7 +333,8 @@ void OffsetIndex::CountSubtree(uint32_t node, unsigned level, int64_t delta) {
   }
 }
 
-uint32_t OffsetIndex::DropWithin(uint32_t node, unsigned level, uint64_t base, uint64_t begin, uint64_t end, const Sink& sink) {
+uint32_t OffsetIndex::DropWithin(uint32_t node, unsigned level, uint64_t base, uint64_t begin, uint64_t end,
+                                 const Sink& sink) {
   const uint64_t pages = PagesBelow(level);
   // The root stays, whatever is dropped.
   if (begin <= base && end >= base + pages && level < kLevels - 1) {

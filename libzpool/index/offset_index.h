@@ -16,8 +16,10 @@
 
 namespace zp {
 
-// Idea: eight levels of 64 words; the leaves' words are Slots, the inner ones' are numbers of nodes. A clone shares the root; whoever
-//   writes below a shared node copies the path to its leaf first. A copied leaf takes one more reference to each object in it.
+// Idea: eight levels of 64 words; the leaves' words are Slots, the inner ones' are numbers of nodes. A clone
+// shares the root; whoever
+//   writes below a shared node copies the path to its leaf first. A copied leaf takes one more reference to
+//   each object in it.
 // Layout: a page number's bits, six to a level; the root uses three.
 //
 //    44   42 41   36 35   30 29   24 23   18 17   12 11    6 5     0
@@ -25,20 +27,25 @@ namespace zp {
 //   | root  |       |       |       |       |       |       | leaf  |
 //   +-------+-------+-------+-------+-------+-------+-------+-------+
 //
-//   Inner word: node number << 3 | 7, or 0. A node is *private* when every node from the root to it has one reference.
+//   Inner word: node number << 3 | 7, or 0. A node is *private* when every node from the root to it has one
+//   reference.
 // Cost: 8.1 bytes per page in full leaves; a lookup is eight loads, the upper ones in the cache.
-// Threads: Get, CompareExchange, Ensure, ForEach and the counters may run at the same time from any threads (the caller holds its
-//   client's lock shared). DropRange, Rekey, Clone, moving and destroying need everybody else out (held exclusively). Indexes that
-//   share nodes need no lock between them.
-// Locks: structure_mu, taken where a path is made or un-shared; below it only the arena's and the store's Ref, which are leaves.
+// Threads: Get, CompareExchange, Ensure, ForEach and the counters may run at the same time from any threads
+// (the caller holds its
+//   client's lock shared). DropRange, Rekey, Clone, moving and destroying need everybody else out (held
+//   exclusively). Indexes that share nodes need no lock between them.
+// Locks: structure_mu, taken where a path is made or un-shared; below it only the arena's and the store's
+// Ref, which are leaves.
 //   No object is freed under it.
-// Ownership: a handle slot in the tree is one reference to its object. CompareExchange moves references: `desired`'s goes into the tree,
+// Ownership: a handle slot in the tree is one reference to its object. CompareExchange moves references:
+// `desired`'s goes into the tree,
 //   `expected`'s comes out to the caller.
 // Failure: kNoMemory leaves every slot as it was; empty nodes may have been added.
 //
-// How a lookup can do without locks though nodes are un-shared and freed: un-sharing makes `sequence` odd, replaces the path, makes it
-// even, and only then gives up the old nodes. Only by that giving up can another index come to write to them, or free them.
-// So whoever has read a word that was written after it must see the changed sequence too, and starts again.
+// How a lookup can do without locks though nodes are un-shared and freed: un-sharing makes `sequence` odd,
+// replaces the path, makes it even, and only then gives up the old nodes. Only by that giving up can another
+// index come to write to them, or free them. So whoever has read a word that was written after it must see
+// the changed sequence too, and starts again.
 class OffsetIndex {
  public:
   enum class Exchange {
@@ -54,36 +61,40 @@ class OffsetIndex {
   OffsetIndex(OffsetIndex&&) noexcept;
   OffsetIndex& operator=(OffsetIndex&&) noexcept;
 
-  // The slot of `page`; empty where nothing is. Lock-free. A handle in it is good as long as the caller can rule out that
-  // someone takes it out of the tree and releases it.
+  // The slot of `page`; empty where nothing is. Lock-free. A handle in it is good as long as the caller can
+  // rule out that someone takes it out of the tree and releases it.
   Slot Get(PageIndex page) const;
 
-  // Makes the path to `page` exist and private, so that the next CompareExchange there cannot say kNoMemory. May allocate.
+  // Makes the path to `page` exist and private, so that the next CompareExchange there cannot say kNoMemory.
+  // May allocate.
   Status Ensure(PageIndex page);
 
-  // Replaces the slot if it is `expected`; makes and un-shares the path where needed. Nothing is allocated for kChanged.
+  // Replaces the slot if it is `expected`; makes and un-shares the path where needed. Nothing is allocated
+  // for kChanged.
   Exchange CompareExchange(PageIndex page, Slot expected, Slot desired);
 
-  // Empties [begin, end) and appends what was in it and is the caller's now: one entry per slot that no clone shares, to be given to
-  // PageStore::Release when locks are dropped. Subtrees that are absent cost nothing; nodes that become empty are freed.
-  // Cannot fail (see IndexArena::AllocateReserved), but for the vector.
+  // Empties [begin, end) and appends what was in it and is the caller's now: one entry per slot that no clone
+  // shares, to be given to PageStore::Release when locks are dropped. Subtrees that are absent cost nothing;
+  // nodes that become empty are freed. Cannot fail (see IndexArena::AllocateReserved), but for the vector.
   void DropRange(PageIndex begin, PageIndex end, std::vector<Slot>* dropped);
 
-  // Moves the slots of [from, from+n) to [to, to+n), which must be empty and must not overlap the source. Objects that nobody
-  // else shares have the page in their owner word changed. Busy and standby slots move as they are; their owner follows.
-  // kNoMemory: every slot is at its old place; empty nodes may be left behind.
+  // Moves the slots of [from, from+n) to [to, to+n), which must be empty and must not overlap the source.
+  // Objects that nobody else shares have the page in their owner word changed. Busy and standby slots move as
+  // they are; their owner follows. kNoMemory: every slot is at its old place; empty nodes may be left behind.
   Status Rekey(PageIndex from, PageIndex to, PageCount n);
 
-  // A second index with the same content, in constant time. There must be no busy or standby slot (checked in debug builds when
-  // a leaf is copied), since those are not counted by reference. Owner words keep naming this index's client.
+  // A second index with the same content, in constant time. There must be no busy or standby slot (checked in
+  // debug builds when a leaf is copied), since those are not counted by reference. Owner words keep naming
+  // this index's client.
   Result<OffsetIndex> Clone();
 
-  // fn(PageIndex, Slot) for each slot of [begin, end) that is not empty, in order. Each leaf is one consistent look; fn is
-  // called without locks and may change the index.
+  // fn(PageIndex, Slot) for each slot of [begin, end) that is not empty, in order. Each leaf is one
+  // consistent look; fn is called without locks and may change the index.
   template <typename Fn>
   void ForEach(PageIndex begin, PageIndex end, Fn&& fn) const {
     Leaf leaf;
-    for (uint64_t at = begin.value(); at < end.value() && NextLeaf(at, end.value(), &leaf); at = leaf.base + kIndexFanout) {
+    for (uint64_t at = begin.value(); at < end.value() && NextLeaf(at, end.value(), &leaf);
+         at = leaf.base + kIndexFanout) {
       for (unsigned i = 0; i < kIndexFanout; ++i) {
         const uint64_t page = leaf.base + i;
         if (page < begin.value() || page >= end.value() || leaf.slots[i].is_empty()) continue;
@@ -107,7 +118,8 @@ class OffsetIndex {
 
  private:
   static constexpr unsigned kLevels = 8;
-  static_assert(kLevels * kIndexFanoutBits >= kPageIndexBits && (kLevels - 1) * kIndexFanoutBits < kPageIndexBits);
+  static_assert(kLevels * kIndexFanoutBits >= kPageIndexBits &&
+                (kLevels - 1) * kIndexFanoutBits < kPageIndexBits);
   static constexpr unsigned kKinds = 5;
 
   // Apart, so that the index can be moved.
@@ -116,7 +128,8 @@ class OffsetIndex {
     std::atomic<uint32_t> root{0};
     // Odd while a path is being un-shared.
     std::atomic<uint64_t> sequence{0};
-    // Whether a node may be shared at all: false until the first clone, and then all checks for it are skipped. Written by Clone.
+    // Whether a node may be shared at all: false until the first clone, and then all checks for it are
+    // skipped. Written by Clone.
     std::atomic<bool> maybe_shared{false};
     Mutex structure_mu;
     // By kind, see KindOf; [0] is not used.
@@ -138,7 +151,9 @@ class OffsetIndex {
 
   OffsetIndex(IndexArena& arena, PageStore& store, std::unique_ptr<State> state);
 
-  static unsigned IndexAt(uint64_t page, unsigned level) { return (page >> (level * kIndexFanoutBits)) & (kIndexFanout - 1); }
+  static unsigned IndexAt(uint64_t page, unsigned level) {
+    return (page >> (level * kIndexFanoutBits)) & (kIndexFanout - 1);
+  }
   static uint64_t PagesBelow(unsigned level) { return uint64_t{1} << ((level + 1) * kIndexFanoutBits); }
   static uint64_t ChildWord(uint32_t node) { return (uint64_t{node} << 3) | 7; }
   static uint32_t ChildOf(uint64_t word) { return static_cast<uint32_t>(word >> 3); }
@@ -149,7 +164,8 @@ class OffsetIndex {
   std::atomic<uint64_t>* PrivateLeafFast(uint64_t page) const;
   // Makes it so.
   Result<std::atomic<uint64_t>*> PrivateLeaf(uint64_t page, Memory memory);
-  Result<uint32_t> MakePrivate(uint64_t page, Memory memory, Retired* retired) ZP_REQUIRES(state_->structure_mu);
+  Result<uint32_t> MakePrivate(uint64_t page, Memory memory, Retired* retired)
+      ZP_REQUIRES(state_->structure_mu);
   // A private copy of `node`, with references to all that is in it.
   Result<uint32_t> CopyNode(uint32_t node, unsigned level, Memory memory);
   Result<uint32_t> AllocateNode(Memory memory);
@@ -159,7 +175,8 @@ class OffsetIndex {
   void DropSubtree(uint32_t node, unsigned level, const Sink& sink);
   void CountSubtree(uint32_t node, unsigned level, int64_t delta);
   // Returns the node that takes the place of `node`: itself, a private copy, or 0 if nothing is left of it.
-  uint32_t DropWithin(uint32_t node, unsigned level, uint64_t base, uint64_t begin, uint64_t end, const Sink& sink);
+  uint32_t DropWithin(uint32_t node, unsigned level, uint64_t base, uint64_t begin, uint64_t end,
+                      const Sink& sink);
   void DropRangeTo(uint64_t begin, uint64_t end, const Sink& sink);
 
   IndexArena* arena_;

@@ -16,25 +16,29 @@ namespace zp {
 //   | 0                                                     | 000 |  empty: nothing of ours
 //   | pattern, 61 bits, sign-extended to 64                 | 001 |  same-filled
 //   | 0 (29)                    | handle (32)               | 010 |  an object in the pool
-//   | 0 (29)                    | number (32)               | 011 |  standby: raw copy held by the owner of the index
-//   | 0 (21)        | kind (8)  | payload (32)              | 100 |  busy: a transient state of the owner's, opaque here
+//   | 0 (29)                    | number (32)               | 011 |  standby: raw copy held by the owner of
+//   the index | 0 (21)        | kind (8)  | payload (32)              | 100 |  busy: a transient state of the
+//   owner's, opaque here
 //   +-------------------------------------------------------+-----+
 //
-// Tag 7 marks a child in the inner nodes of the index and is never a slot. A value; copying it moves no ownership: who owns the
-// reference that a handle slot stands for is said where slots are passed.
+// Tag 7 marks a child in the inner nodes of the index and is never a slot. A value; copying it moves no
+// ownership: who owns the reference that a handle slot stands for is said where slots are passed.
 class Slot {
  public:
   constexpr Slot() = default;
 
   static constexpr Slot Empty() { return Slot(); }
-  // Nothing if the pattern needs more than 61 bits as a signed number; such a page is stored by the codec (it shrinks to 30 bytes).
+  // Nothing if the pattern needs more than 61 bits as a signed number; such a page is stored by the codec (it
+  // shrinks to 30 bytes).
   static constexpr std::optional<Slot> SameFilled(uint64_t pattern) {
     const uint64_t raw = (pattern << kTagBits) | kSameFilled;
     const Slot slot(raw);
     if (slot.pattern() != pattern) return std::nullopt;
     return slot;
   }
-  static constexpr Slot FromHandle(Handle handle) { return Slot((uint64_t{handle.value()} << kTagBits) | kHandle); }
+  static constexpr Slot FromHandle(Handle handle) {
+    return Slot((uint64_t{handle.value()} << kTagBits) | kHandle);
+  }
   static constexpr Slot Standby(uint32_t n) { return Slot((uint64_t{n} << kTagBits) | kStandby); }
   static constexpr Slot Busy(uint8_t kind, uint32_t payload) {
     return Slot((uint64_t{kind} << (kTagBits + 32)) | (uint64_t{payload} << kTagBits) | kBusy);
@@ -52,12 +56,17 @@ class Slot {
   // Whether the word is one that a constructor above makes.
   constexpr bool is_valid() const {
     switch (tag()) {
-      case kEmpty: return raw_ == 0;
-      case kSameFilled: return true;
+      case kEmpty:
+        return raw_ == 0;
+      case kSameFilled:
+        return true;
       case kHandle:
-      case kStandby: return raw_ >> (kTagBits + 32) == 0;
-      case kBusy: return raw_ >> (kTagBits + 40) == 0;
-      default: return false;
+      case kStandby:
+        return raw_ >> (kTagBits + 32) == 0;
+      case kBusy:
+        return raw_ >> (kTagBits + 40) == 0;
+      default:
+        return false;
     }
   }
 

@@ -6,7 +6,8 @@
 
 namespace zp {
 
-// An index into a HandleTable; never an address, so the object may move while the handle stays. 0 is no handle.
+// An index into a HandleTable; never an address, so the object may move while the handle stays. 0 is no
+// handle.
 class Handle {
  public:
   constexpr Handle() = default;

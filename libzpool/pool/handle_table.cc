@@ -13,7 +13,8 @@ static_assert(kGrowEntries * sizeof(uint64_t) % kPageBytes == 0);
 
 uint64_t ParallelOffset(uint64_t entries) { return kPageBytes + entries * sizeof(HandleEntry); }
 
-// A free entry's word: the next free handle where the offset would be, and the generation that the next use will have.
+// A free entry's word: the next free handle where the offset would be, and the generation that the next use
+// will have.
 uint64_t FreeWord(uint32_t next, uint8_t generation) {
   Location word;
   word.offset = next * Location::kGranuleBytes;
@@ -22,14 +23,17 @@ uint64_t FreeWord(uint32_t next, uint8_t generation) {
   return word.Encode();
 }
 
-uint32_t NextOf(uint64_t word) { return static_cast<uint32_t>(Location::Decode(word).offset / Location::kGranuleBytes); }
+uint32_t NextOf(uint64_t word) {
+  return static_cast<uint32_t>(Location::Decode(word).offset / Location::kGranuleBytes);
+}
 
 }  // namespace
 
 Result<std::unique_ptr<HandleTable>> HandleTable::Create(uint64_t max_entries) {
   // Entry 0 is no handle. Whole growth steps, so that populating stays in the array.
   const uint64_t limit = (uint64_t{1} << 32) - kGrowEntries;
-  const uint64_t entries = std::min((max_entries + 1 + kGrowEntries - 1) / kGrowEntries * kGrowEntries, limit);
+  const uint64_t entries =
+      std::min((max_entries + 1 + kGrowEntries - 1) / kGrowEntries * kGrowEntries, limit);
   MemoryFile file = ZP_TRY(MemoryFile::Create("uzswap-handles", FileKind::kHandles, kHandlesLayoutVersion,
                                               ParallelOffset(entries) + entries * sizeof(uint64_t)));
   file.header().params[0] = entries;
@@ -40,7 +44,8 @@ Result<std::unique_ptr<HandleTable>> HandleTable::Create(uint64_t max_entries) {
 HandleTable::HandleTable(MemoryFile file, uint32_t max_index)
     : file_(std::move(file)),
       entries_(reinterpret_cast<HandleEntry*>(file_.data() + kPageBytes)),
-      parallel_(reinterpret_cast<std::atomic<uint64_t>*>(file_.data() + ParallelOffset(file_.header().params[0]))),
+      parallel_(
+          reinterpret_cast<std::atomic<uint64_t>*>(file_.data() + ParallelOffset(file_.header().params[0]))),
       max_index_(max_index) {}
 
 Result<Handle> HandleTable::Insert(const Location& location, const Owner& owner, uint32_t checksum) {
@@ -88,7 +93,8 @@ bool HandleTable::Unref(Handle handle) {
     ZP_CHECK(count > 0, "release of a stale handle");
     if (count == kPinnedRefs) return false;
     // Release: what this holder did with the object is done before the last one frees it.
-  } while (!word.compare_exchange_weak(before, before - kOneRef, std::memory_order_acq_rel, std::memory_order_relaxed));
+  } while (!word.compare_exchange_weak(before, before - kOneRef, std::memory_order_acq_rel,
+                                       std::memory_order_relaxed));
   return count == 1;
 }
 
@@ -96,7 +102,8 @@ Location HandleTable::Retire(Handle handle) {
   HandleEntry& slot = entry(handle);
   const Location location = Location::Decode(slot.location.load(std::memory_order_acquire));
   ZP_CHECK(location.is_readable(), "free of a stale handle");
-  const uint8_t generation = static_cast<uint8_t>((location.generation + 1u) & ((1u << Location::kGenerationBits) - 1));
+  const uint8_t generation =
+      static_cast<uint8_t>((location.generation + 1u) & ((1u << Location::kGenerationBits) - 1));
   slot.location.store(FreeWord(0, generation), std::memory_order_release);
   return location;
 }
@@ -109,7 +116,8 @@ void HandleTable::Recycle(Handle handle) {
   do {
     word.store(FreeWord(static_cast<uint32_t>(head), generation), std::memory_order_relaxed);
     desired = (((head >> 32) + 1) << 32) | handle.value();
-  } while (!free_head_.compare_exchange_weak(head, desired, std::memory_order_release, std::memory_order_relaxed));
+  } while (
+      !free_head_.compare_exchange_weak(head, desired, std::memory_order_release, std::memory_order_relaxed));
 }
 
 uint64_t HandleTable::metadata_bytes() const {
@@ -120,10 +128,12 @@ Result<uint32_t> HandleTable::Take() {
   uint64_t head = free_head_.load(std::memory_order_acquire);
   while (static_cast<uint32_t>(head) != 0) {
     const uint32_t index = static_cast<uint32_t>(head);
-    // Another thread may have taken `index` and published an object: then this is nonsense, and the exchange fails by the count.
+    // Another thread may have taken `index` and published an object: then this is nonsense, and the exchange
+    // fails by the count.
     const uint64_t word = entries_[index].location.load(std::memory_order_relaxed);
     const uint64_t desired = (((head >> 32) + 1) << 32) | NextOf(word);
-    if (free_head_.compare_exchange_weak(head, desired, std::memory_order_acquire, std::memory_order_acquire)) {
+    if (free_head_.compare_exchange_weak(head, desired, std::memory_order_acquire,
+                                         std::memory_order_acquire)) {
       return index;
     }
   }
@@ -135,7 +145,9 @@ Result<uint32_t> HandleTable::TakeFresh() {
   for (;;) {
     if (index >= max_index_) return Error{Errc::kNoMemory, 0, "handle table"};
     if (index >= populated_.load(std::memory_order_acquire)) ZP_TRY(GrowFor(index));
-    if (next_fresh_.compare_exchange_weak(index, index + 1, std::memory_order_acq_rel, std::memory_order_relaxed)) return index;
+    if (next_fresh_.compare_exchange_weak(index, index + 1, std::memory_order_acq_rel,
+                                          std::memory_order_relaxed))
+      return index;
   }
 }
 
@@ -144,7 +156,8 @@ Status HandleTable::GrowFor(uint32_t index) {
   const uint32_t present = populated_.load(std::memory_order_relaxed);
   if (index < present) return OkStatus();
   ZP_TRY(file_.Populate(kPageBytes + present * sizeof(HandleEntry), kGrowEntries * sizeof(HandleEntry)));
-  ZP_TRY(file_.Populate(ParallelOffset(file_.header().params[0]) + present * sizeof(uint64_t), kGrowEntries * sizeof(uint64_t)));
+  ZP_TRY(file_.Populate(ParallelOffset(file_.header().params[0]) + present * sizeof(uint64_t),
+                        kGrowEntries * sizeof(uint64_t)));
   populated_.store(present + kGrowEntries, std::memory_order_release);
   return OkStatus();
 }

@@ -22,9 +22,12 @@ struct HandleEntry {
 static_assert(sizeof(HandleEntry) == 16 && std::atomic<uint64_t>::is_always_lock_free);
 static_assert(offsetof(HandleEntry, location) == 0 && offsetof(HandleEntry, owner) == 8);
 
-// Idea: a handle is an index; its entry says where the object lies and whose page it is, and one store to the location word
-//   publishes the object. After a crash the entries in state live are the truth; free lists and counters are made from them.
-// Layout of the file: [ header page | entries, 16 B each | parallel words, 8 B each ], both arrays reserved at full length and populated
+// Idea: a handle is an index; its entry says where the object lies and whose page it is, and one store to the
+// location word
+//   publishes the object. After a crash the entries in state live are the truth; free lists and counters are
+//   made from them.
+// Layout of the file: [ header page | entries, 16 B each | parallel words, 8 B each ], both arrays reserved
+// at full length and populated
 //   in steps, so the table grows without moving. The parallel word:
 //
 //    63            32 31      16 15       0
@@ -33,7 +36,8 @@ static_assert(offsetof(HandleEntry, location) == 0 && offsetof(HandleEntry, owne
 //   +----------------+----------+----------+
 //
 // Cost: 24 bytes per entry. Entries freed are used again last-in first-out; their memory is kept.
-// Threads: everything may be called at any time. Lookup, allocation and freeing are lock-free; growth takes a mutex and makes a
+// Threads: everything may be called at any time. Lookup, allocation and freeing are lock-free; growth takes a
+// mutex and makes a
 //   system call every 4096 entries.
 // Locks: grow_mu_ is a leaf.
 // Failure: a stale handle is met as state free in Lookup, and is a ZP_CHECK in Ref, Unref and Retire.
@@ -44,31 +48,41 @@ class HandleTable {
   HandleTable(const HandleTable&) = delete;
   HandleTable& operator=(const HandleTable&) = delete;
 
-  // Publishes an object with one reference. Its bytes must be complete. Of `location` node, offset, codec and length are used.
-  // kNoMemory: the table is full or cannot grow; nothing has changed.
+  // Publishes an object with one reference. Its bytes must be complete. Of `location` node, offset, codec and
+  // length are used. kNoMemory: the table is full or cannot grow; nothing has changed.
   Result<Handle> Insert(const Location& location, const Owner& owner, uint32_t checksum);
 
-  // The location word as it is now (Location::Decode). Zero, which is state free, for a handle that never was.
+  // The location word as it is now (Location::Decode). Zero, which is state free, for a handle that never
+  // was.
   uint64_t Lookup(Handle handle) const {
     return InBounds(handle) ? entries_[handle.value()].location.load(std::memory_order_acquire) : 0;
   }
-  // Publishes a move: `to` (node and offset; the rest stays) if the word still is `expected`. The bytes there must be complete.
+  // Publishes a move: `to` (node and offset; the rest stays) if the word still is `expected`. The bytes there
+  // must be complete.
   bool CompareExchangeLocation(Handle handle, uint64_t expected, uint64_t desired) {
     return entry(handle).location.compare_exchange_strong(expected, desired, std::memory_order_acq_rel);
   }
 
-  uint32_t checksum(Handle handle) const { return static_cast<uint32_t>(parallel(handle).load(std::memory_order_relaxed) >> 32); }
-  uint32_t refs(Handle handle) const {
-    return static_cast<uint32_t>(parallel(handle).load(std::memory_order_acquire) >> kRefsShift) & kPinnedRefs;
+  uint32_t checksum(Handle handle) const {
+    return static_cast<uint32_t>(parallel(handle).load(std::memory_order_relaxed) >> 32);
   }
-  Owner owner(Handle handle) const { return Owner::Decode(entry(handle).owner.load(std::memory_order_relaxed)); }
-  void SetOwner(Handle handle, const Owner& owner) { entry(handle).owner.store(owner.Encode(), std::memory_order_relaxed); }
+  uint32_t refs(Handle handle) const {
+    return static_cast<uint32_t>(parallel(handle).load(std::memory_order_acquire) >> kRefsShift) &
+           kPinnedRefs;
+  }
+  Owner owner(Handle handle) const {
+    return Owner::Decode(entry(handle).owner.load(std::memory_order_relaxed));
+  }
+  void SetOwner(Handle handle, const Owner& owner) {
+    entry(handle).owner.store(owner.Encode(), std::memory_order_relaxed);
+  }
 
   // One more reference. kNoMemory: 65534 are out; nothing has changed.
   Status Ref(Handle handle);
   // As Ref; but where that fails the object is pinned: it is never freed, a leak instead of an error.
   void RefOrPin(Handle handle);
-  // One reference less. True for the last: the caller then calls Retire, frees the object's bytes and calls Recycle.
+  // One reference less. True for the last: the caller then calls Retire, frees the object's bytes and calls
+  // Recycle.
   [[nodiscard]] bool Unref(Handle handle);
   // Marks the entry free and says where the object lay. The handle is stale from here on.
   Location Retire(Handle handle);

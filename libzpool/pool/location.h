@@ -25,8 +25,8 @@ enum class EntryState : uint8_t {
 //   |  6   |  36 (1 TiB per node)     |  4   |    12     |  2   |    4     |
 //   +------+--------------------------+------+-----------+------+----------+
 //
-// One word, so that a move is one compare-and-swap. The generation goes up each time an entry is freed: a reader that loaded the word
-// before and finds it equal after has read the same object.
+// One word, so that a move is one compare-and-swap. The generation goes up each time an entry is freed: a
+// reader that loaded the word before and finds it equal after has read the same object.
 struct Location {
   NodeId node;
   uint64_t offset = 0;  // bytes from the start of the node's arena; a multiple of 16
@@ -35,7 +35,8 @@ struct Location {
   EntryState state = EntryState::kFree;
   uint8_t generation = 0;
 
-  static constexpr unsigned kGenerationBits = 4, kStateBits = 2, kLengthBits = 12, kCodecBits = 4, kOffsetBits = 36, kNodeBits = 6;
+  static constexpr unsigned kGenerationBits = 4, kStateBits = 2, kLengthBits = 12, kCodecBits = 4,
+                            kOffsetBits = 36, kNodeBits = 6;
   static constexpr unsigned kStateShift = kGenerationBits;
   static constexpr unsigned kLengthShift = kStateShift + kStateBits;
   static constexpr unsigned kCodecShift = kLengthShift + kLengthBits;
@@ -69,9 +70,9 @@ static_assert(uint64_t{1} << Location::kNodeBits == kMaxNodes);
 static_assert(uint64_t{1} << Location::kLengthBits == kPageBytes);
 static_assert(1u << Location::kCodecBits == kCodecIdLimit);
 
-// Whose page an object is: {client : 19, page : 45}. The second index of the pool, from object back to owner. An object that
-// clones share has several owners; the word names the one that stored it, or the last one that was set, and whoever goes by it
-// looks the page up there before believing it.
+// Whose page an object is: {client : 19, page : 45}. The second index of the pool, from object back to owner.
+// An object that clones share has several owners; the word names the one that stored it, or the last one that
+// was set, and whoever goes by it looks the page up there before believing it.
 struct Owner {
   uint32_t client = 0;
   PageIndex page;
@@ -79,7 +80,9 @@ struct Owner {
   static constexpr unsigned kClientBits = 64 - kPageIndexBits;
   static constexpr uint32_t kClientLimit = uint32_t{1} << kClientBits;
 
-  constexpr uint64_t Encode() const { return (uint64_t{client} << kPageIndexBits) | (page.value() & (kPageIndexLimit - 1)); }
+  constexpr uint64_t Encode() const {
+    return (uint64_t{client} << kPageIndexBits) | (page.value() & (kPageIndexLimit - 1));
+  }
   static constexpr Owner Decode(uint64_t word) {
     return Owner{static_cast<uint32_t>(word >> kPageIndexBits), PageIndex(word & (kPageIndexLimit - 1))};
   }

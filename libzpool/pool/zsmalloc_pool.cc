@@ -8,17 +8,16 @@
 namespace zp {
 namespace {
 
-// Populated ahead, at most: 1/64 of the class's frames, and 16 frames. Half the slack below, so that these are not at once taken for idle.
-constexpr uint64_t kAheadShare = 64;
-constexpr uint64_t kMaxAhead = 16;
-// Idle frames that a class keeps before it gives them back: a few, so that free-and-store of one object does not call the kernel
-// each time, and 1/32 of what it has.
-constexpr uint64_t kIdleFrames = 2;
-constexpr uint64_t kIdleShare = 32;
-// Zspages looked at per fullness group. More than one only when all free slots of the first lie in frames that are being punched.
+// Idle frames that are kept: by a class 1/32 of what it has, so that free-and-store of one object does not
+// call the kernel each time; and in any case as many as the whole pool may have idle, 16 and 1/64 of its
+// frames. Freeing a run of frames costs 1 us a frame, a single one 4 (see DESIGN.md), so they are collected
+// before they go.
+constexpr uint64_t kIdleShareOfClass = 32;
+constexpr uint64_t kIdleFramesOfPool = 16;
+constexpr uint64_t kIdleShareOfPool = 64;
+// Zspages looked at per fullness group. More than one only when all free slots of the first lie in frames
+// that are being punched.
 constexpr int kZspagesTried = 4;
-
-uint64_t IdleLimit(const SizeClassStats& stats) { return kIdleFrames + stats.frames / kIdleShare; }
 
 uint64_t ZspageBytes(uint32_t size_class) {
   return sizeof(Zspage) + (SizeClassGeometry::ObjectsPerZspage(size_class) + 63) / 64 * sizeof(uint64_t);
@@ -80,7 +79,8 @@ Result<uint64_t> ZsmallocPool::Allocate(uint32_t length) {
         RelinkLocked(c, fresh);
       }
       outcome = ClaimLocked(c, length, &claim);
-      if (fresh != nullptr && outcome != ClaimOutcome::kClaimed && DetachIfVacantLocked(c, fresh)) vacant = fresh;
+      if (fresh != nullptr && outcome != ClaimOutcome::kClaimed && DetachIfVacantLocked(c, fresh))
+        vacant = fresh;
       fresh = nullptr;
     }
     if (vacant != nullptr) DiscardZspage(vacant);
@@ -111,13 +111,18 @@ void ZsmallocPool::Free(uint64_t offset, uint32_t length) {
   const uint64_t span = offset / kSpanBytes;
   ZP_CHECK(span < arena_.span_count(), "free outside of the arena");
   Zspage* zspage = span_table_[span].load(std::memory_order_acquire);
-  ZP_CHECK(zspage != nullptr && zspage->size_class() == SizeClassGeometry::ClassOf(length), "free of what is no object");
+  ZP_CHECK(zspage != nullptr && zspage->size_class() == SizeClassGeometry::ClassOf(length),
+           "free of what is no object");
   SizeClass& c = classes_[zspage->size_class()];
   PunchBatch batch;
   {
     MutexLock lock(c.mu);
     VacateLocked(c, zspage, zspage->SlotAt(offset % kSpanBytes), length);
-    if (c.stats.idle_frames > IdleLimit(c.stats)) CollectIdleLocked(c, &batch);
+    if (c.stats.idle_frames > c.stats.frames / kIdleShareOfClass &&
+        idle_frames_.load(std::memory_order_relaxed) >
+            kIdleFramesOfPool + arena_.frames_in_use() / kIdleShareOfPool) {
+      CollectIdleLocked(c, &batch);
+    }
   }
   FinishPunch(c, &batch);
 }
@@ -134,7 +139,9 @@ SizeClassStats ZsmallocPool::class_stats(uint32_t size_class) const {
   return c.stats;
 }
 
-uint64_t ZsmallocPool::metadata_bytes() const { return zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this); }
+uint64_t ZsmallocPool::metadata_bytes() const {
+  return zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this);
+}
 
 void ZsmallocPool::DebugVerify() const {
   for (const SizeClass& c : classes_) {
@@ -144,7 +151,8 @@ void ZsmallocPool::DebugVerify() const {
     uint64_t idle = 0;
     uint64_t zspages = 0;
     for (int group = 0; group < kFullnessGroups; ++group) {
-      for (const Zspage* z = c.groups[static_cast<size_t>(group)].front(); z != nullptr; z = GroupList::Next(z)) {
+      for (const Zspage* z = c.groups[static_cast<size_t>(group)].front(); z != nullptr;
+           z = GroupList::Next(z)) {
         ZP_CHECK(static_cast<int>(z->group()) == group, "zspage in the wrong fullness group");
         ZP_CHECK((z->idle() != 0) == IdleList::IsLinked(z), "idle list out of step");
         ZP_CHECK((z->idle() & ~z->taken()) == 0 && (z->present() & ~z->taken()) == 0, "frames out of step");
@@ -162,7 +170,8 @@ void ZsmallocPool::DebugVerify() const {
         }
       }
     }
-    ZP_CHECK(objects == c.stats.objects && frames == c.stats.frames && idle == c.stats.idle_frames && zspages == c.stats.zspages,
+    ZP_CHECK(objects == c.stats.objects && frames == c.stats.frames && idle == c.stats.idle_frames &&
+                 zspages == c.stats.zspages,
              "class statistics out of step");
   }
 }
@@ -181,39 +190,40 @@ ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, uint32_t leng
   if (slot < 0) return ClaimOutcome::kNeedsZspage;
 
   const uint64_t frames = zspage->FramesOf(static_cast<uint32_t>(slot));
-  uint64_t missing = frames & ~zspage->taken();
+  const uint64_t missing = frames & ~zspage->taken();
   if (missing != 0) {
     if (!arena_.TryTake(static_cast<uint32_t>(std::popcount(missing)))) return ClaimOutcome::kOverBudget;
-    // Ahead: the absent frames right behind, as far as the budget goes without effort.
-    uint64_t next = std::bit_floor(missing) << 1;
-    for (uint64_t ahead = std::min(c.stats.frames / kAheadShare, kMaxAhead); ahead != 0 && next != 0; --ahead, next <<= 1) {
-      if ((next & zspage->taken()) != 0 || !arena_.TryTake(1)) break;
-      missing |= next;
-    }
     c.stats.frames += static_cast<uint64_t>(std::popcount(missing));
   }
   const int idle_before = std::popcount(zspage->idle());
   zspage->MarkTaken(missing);
   zspage->Occupy(static_cast<uint32_t>(slot));
-  c.stats.idle_frames += static_cast<uint64_t>(std::popcount(zspage->idle()) - idle_before);
+  CountIdleLocked(c, std::popcount(zspage->idle()) - idle_before);
   ++c.stats.objects;
   c.stats.stored_bytes += length;
   RelinkLocked(c, zspage);
 
   claim->zspage = zspage;
   claim->slot = static_cast<uint32_t>(slot);
-  // Also frames that another thread has taken and not yet seen populated: to populate twice is harmless, to touch too early is SIGBUS.
-  claim->populate = (frames & ~zspage->present()) | missing;
+  // Also frames that another thread has taken and not yet seen populated: to populate twice is harmless, to
+  // touch too early is SIGBUS.
+  claim->populate = frames & ~zspage->present();
   return ClaimOutcome::kClaimed;
 }
 
 void ZsmallocPool::VacateLocked(SizeClass& c, Zspage* zspage, uint32_t slot, uint32_t length) {
   const int idle_before = std::popcount(zspage->idle());
   zspage->Vacate(slot);
-  c.stats.idle_frames += static_cast<uint64_t>(std::popcount(zspage->idle()) - idle_before);
+  CountIdleLocked(c, std::popcount(zspage->idle()) - idle_before);
   --c.stats.objects;
   c.stats.stored_bytes -= length;
   RelinkLocked(c, zspage);
+}
+
+void ZsmallocPool::CountIdleLocked(SizeClass& c, int delta) {
+  if (delta == 0) return;
+  c.stats.idle_frames += static_cast<uint64_t>(int64_t{delta});
+  idle_frames_.fetch_add(static_cast<uint64_t>(int64_t{delta}), std::memory_order_relaxed);
 }
 
 void ZsmallocPool::RelinkLocked(SizeClass& c, Zspage* zspage) {
@@ -237,7 +247,7 @@ void ZsmallocPool::CollectIdleLocked(SizeClass& c, PunchBatch* batch) {
     Zspage* zspage = c.idle.front();
     if (zspage == nullptr) break;
     const uint64_t frames = zspage->BeginPunch();
-    c.stats.idle_frames -= static_cast<uint64_t>(std::popcount(frames));
+    CountIdleLocked(c, -std::popcount(frames));
     c.idle.Remove(zspage);
     batch->items[static_cast<size_t>(batch->count++)] = {zspage, frames};
   }

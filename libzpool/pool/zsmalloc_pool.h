@@ -21,16 +21,20 @@ struct SizeClassStats {
   uint64_t objects = 0;
   uint64_t stored_bytes = 0;  // sum of the objects' own lengths
   uint64_t zspages = 0;
-  uint64_t frames = 0;        // taken from the budget, idle ones included
-  uint64_t idle_frames = 0;   // populated, or about to be, with no object in them
+  uint64_t frames = 0;       // taken from the budget, idle ones included
+  uint64_t idle_frames = 0;  // of these, without any object
   std::array<uint64_t, kFullnessGroups> zspages_by_group{};
 };
 
-// Idea: zsmalloc in user space. Size classes 16 bytes apart; a zspage is a whole span of 64 frames with contiguous addresses, since
-//   here addresses are free, and lazily populated, since memory is not. So no object wastes more than 15 bytes, no zspage more
-//   than the frame at its end, and a frame goes back to the kernel when its last object does.
-// Trade-off: a frame costs a system call when it comes and when it goes. Both are batched: frames are populated ahead and kept idle
-//   in proportion to what the class has, 1/64 and 1/32, so small pools stay dense and large ones seldom call.
+// Idea: zsmalloc in user space. Size classes 16 bytes apart; a zspage is a whole span of 64 frames with
+// contiguous addresses, since
+//   here addresses are free, and lazily populated, since memory is not. So no object wastes more than 15
+//   bytes, no zspage more than the frame at its end, and a frame goes back to the kernel when its last object
+//   does.
+// Trade-off: a frame costs a system call when it comes and when it goes. Going is batched: empty frames stay
+// populated (idle) up to
+//   a small share of the pool. Coming is not: populating ahead was measured to save a tenth, and small pools
+//   pay for it in density.
 // Cost: see Zspage, and 8 bytes of address space per span.
 // Threads: all methods may be called at any time. The objects' bytes belong to whoever has the offset.
 // Locks: one mutex per class, no two at a time, no system call under them; the arena's map of spans is below.
@@ -47,8 +51,9 @@ class ZsmallocPool {
   ZsmallocPool(const ZsmallocPool&) = delete;
   ZsmallocPool& operator=(const ZsmallocPool&) = delete;
 
-  // Room for `length` bytes, 1..4096, in populated memory. Returns the offset in the arena, a multiple of 16; it is good until Free.
-  // kNoMemory: the budget, the address space or the kernel's memory is exhausted, after idle frames were given back.
+  // Room for `length` bytes, 1..4096, in populated memory. Returns the offset in the arena, a multiple of 16;
+  // it is good until Free. kNoMemory: the budget, the address space or the kernel's memory is exhausted,
+  // after idle frames were given back.
   Result<uint64_t> Allocate(uint32_t length);
   // `length` as given to Allocate. The bytes are gone at once.
   void Free(uint64_t offset, uint32_t length);
@@ -80,7 +85,7 @@ class ZsmallocPool {
   struct Claim {
     Zspage* zspage = nullptr;
     uint32_t slot = 0;
-    uint64_t populate = 0;  // frames that must be populated before use; one run
+    uint64_t populate = 0;  // frames of the zspage that must be populated before use
   };
   // Frames on their way out.
   struct PunchBatch {
@@ -97,6 +102,7 @@ class ZsmallocPool {
 
   ClaimOutcome ClaimLocked(SizeClass& c, uint32_t length, Claim* claim) ZP_REQUIRES(c.mu);
   void VacateLocked(SizeClass& c, Zspage* zspage, uint32_t slot, uint32_t length) ZP_REQUIRES(c.mu);
+  void CountIdleLocked(SizeClass& c, int delta) ZP_REQUIRES(c.mu);
   // Puts the zspage into the lists that fit its state.
   void RelinkLocked(SizeClass& c, Zspage* zspage) ZP_REQUIRES(c.mu);
   void CollectIdleLocked(SizeClass& c, PunchBatch* batch) ZP_REQUIRES(c.mu);
@@ -114,6 +120,7 @@ class ZsmallocPool {
   Mapping span_table_memory_;
   std::atomic<Zspage*>* const span_table_;  // by span; set while the span is a zspage of this pool
   std::atomic<uint64_t> zspage_bytes_{0};
+  std::atomic<uint64_t> idle_frames_{0};  // of all classes
   std::array<SizeClass, kClassCount> classes_;
 };
 

@@ -17,15 +17,26 @@ struct SizeClassGeometry {
   // For lengths 1..4096.
   static constexpr uint32_t ClassOf(uint32_t length) { return (length - 1) / kStepBytes; }
   static constexpr uint32_t ObjectBytes(uint32_t size_class) { return (size_class + 1) * kStepBytes; }
-  static constexpr uint32_t ObjectsPerZspage(uint32_t size_class) { return kSpanBytes / ObjectBytes(size_class); }
+  static constexpr uint32_t ObjectsPerZspage(uint32_t size_class) {
+    return kSpanBytes / ObjectBytes(size_class);
+  }
 };
 
-// By how full a zspage is. Objects go into the fullest that has room, so that sparse ones empty by themselves.
-enum class FullnessGroup : uint8_t { kQuarter = 0, kHalf = 1, kThreeQuarters = 2, kAlmostFull = 3, kFull = 4 };
+// By how full a zspage is. Objects go into the fullest that has room, so that sparse ones empty by
+// themselves.
+enum class FullnessGroup : uint8_t {
+  kQuarter = 0,
+  kHalf = 1,
+  kThreeQuarters = 2,
+  kAlmostFull = 3,
+  kFull = 4
+};
 inline constexpr int kFullnessGroups = 5;
 
-// Layout: objects lie end to end over the span's 256 KiB; one straddles two frames at most. Which exist is a bitmap behind this struct; which
-//   frames have memory are masks with one bit per frame. How many objects touch a frame is in the arena's descriptor.
+// Layout: objects lie end to end over the span's 256 KiB; one straddles two frames at most. Which exist is a
+// bitmap behind this struct; which
+//   frames have memory are masks with one bit per frame. How many objects touch a frame is in the arena's
+//   descriptor.
 // Cost: 88 bytes and one bit per object: for 2 KiB objects .8 bytes each.
 // Threads: everything is guarded by the lock of the size class.
 class Zspage {
@@ -42,8 +53,8 @@ class Zspage {
   // Whether nothing is in it and no frame of it holds memory.
   bool is_vacant() const { return live_ == 0 && taken_ == 0; }
 
-  // The slot to use next: the lowest with room in a frame that has memory already, else the lowest of all. Slots in frames
-  // that are being punched are passed over. -1: none.
+  // The slot to use next: the lowest with room in a frame that has memory already, else the lowest of all.
+  // Slots in frames that are being punched are passed over. -1: none.
   int FindFree() const;
   // The frames (a mask) that `slot` touches.
   uint64_t FramesOf(uint32_t slot) const;
@@ -54,7 +65,8 @@ class Zspage {
   uint32_t SlotAt(uint64_t offset_in_span) const;
   uint64_t OffsetOf(uint32_t slot) const { return span_ * kSpanBytes + uint64_t{slot} * object_bytes_; }
 
-  // Frames taken from the budget; those known to be present; those on their way out; and those taken that no object touches.
+  // Frames taken from the budget; those known to be present; those on their way out; and those taken that no
+  // object touches.
   uint64_t taken() const { return taken_; }
   uint64_t present() const { return present_; }
   uint64_t punching() const { return punching_; }
@@ -79,7 +91,9 @@ class Zspage {
   Zspage(FrameArena& arena, uint32_t span, uint32_t size_class);
   uint64_t* used() { return reinterpret_cast<uint64_t*>(this + 1); }
   const uint64_t* used() const { return reinterpret_cast<const uint64_t*>(this + 1); }
-  FrameDescriptor& descriptor(uint32_t frame) const { return arena_.descriptor(uint64_t{span_} * kFramesPerSpan + frame); }
+  FrameDescriptor& descriptor(uint32_t frame) const {
+    return arena_.descriptor(uint64_t{span_} * kFramesPerSpan + frame);
+  }
   int FirstFreeIn(uint32_t begin, uint32_t end, uint64_t must_be_taken) const;
   // Slots [first, end) touch `frame`.
   void SlotsOf(uint32_t frame, uint32_t* first, uint32_t* end) const;

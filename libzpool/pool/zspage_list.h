@@ -6,7 +6,8 @@
 
 namespace zp {
 
-// Doubly linked through the member `kLink` of Zspage; owns nothing. Guarded by the lock of the size class that it belongs to.
+// Doubly linked through the member `kLink` of Zspage; owns nothing. Guarded by the lock of the size class
+// that it belongs to.
 template <Zspage::Link Zspage::*kLink>
 class ZspageList {
  public:

@@ -9,15 +9,17 @@
 namespace zp {
 namespace {
 
-// Handles that a pool of `capacity` may need. An object has 16 bytes at least; below 128 on average there is nothing real, and the table
-// is address space only until it is used. A million at least, so that small pools never meet this limit first.
+// Handles that a pool of `capacity` may need. An object has 16 bytes at least; below 128 on average there is
+// nothing real, and the table is address space only until it is used. A million at least, so that small pools
+// never meet this limit first.
 uint64_t MaxHandles(Bytes capacity) {
   constexpr uint64_t kSmallestAverageBytes = 128;
   constexpr uint64_t kAtLeast = uint64_t{1} << 20;
   return std::max(capacity.value() / kSmallestAverageBytes, kAtLeast);
 }
 
-// Keeps plain loads before it from passing loads after it. ThreadSanitizer does not know fences (and needs none on x86).
+// Keeps plain loads before it from passing loads after it. ThreadSanitizer does not know fences (and needs
+// none on x86).
 void FenceLoads() {
 #if defined(__SANITIZE_THREAD__)
   std::atomic_signal_fence(std::memory_order_acquire);
@@ -37,7 +39,8 @@ Result<std::unique_ptr<PageStore>> PageStore::Create(Options options) {
   return store;
 }
 
-PageStore::PageStore(const Options& options, uint64_t capacity_frames) : options_(options), budget_(capacity_frames) {}
+PageStore::PageStore(const Options& options, uint64_t capacity_frames)
+    : options_(options), budget_(capacity_frames) {}
 
 PageStore::~PageStore() = default;
 
@@ -45,7 +48,8 @@ Status PageStore::Init() {
   handles_ = ZP_TRY(HandleTable::Create(MaxHandles(options_.capacity)));
   const Topology& topology = options_.topology;
   for (const NodeId id : topology.nodes()) {
-    FrameArena::Options arena_options{id, options_.capacity, topology.is_real() && topology.nodes().size() > 1};
+    FrameArena::Options arena_options{id, options_.capacity,
+                                      topology.is_real() && topology.nodes().size() > 1};
     Node node;
     std::snprintf(node.name, sizeof(node.name), "frames-%u", id.value());
     node.arena = ZP_TRY(FrameArena::Create(arena_options, budget_));
@@ -96,8 +100,10 @@ LoadOutcome PageStore::Load(Slot slot, MutablePageView out, Scratch& scratch) co
     const Location location = Location::Decode(word);
     const Node* node = NodeOf(location.node);
     if (!location.is_readable() || node == nullptr) return LoadOutcome::kCorrupt;
-    if (location.offset + location.length > node->arena->span_count() * kSpanBytes) return LoadOutcome::kCorrupt;
-    // A private copy: what is decoded can't change, whatever a mover or a stray write does to the pool meanwhile.
+    if (location.offset + location.length > node->arena->span_count() * kSpanBytes)
+      return LoadOutcome::kCorrupt;
+    // A private copy: what is decoded can't change, whatever a mover or a stray write does to the pool
+    // meanwhile.
     const bool is_raw = location.codec == CodecId::kRaw;
     if (is_raw && location.length != kPageBytes) return LoadOutcome::kCorrupt;
     std::byte* const copy = is_raw ? out.data() : scratch.object.data();
@@ -122,7 +128,8 @@ void PageStore::RefOrPin(Slot slot) {
 
 void PageStore::Release(Slot slot) {
   if (!slot.is_handle() || !handles_->Unref(slot.handle())) return;
-  // The entry goes before the bytes, so that a crash in between leaves bytes without entry, never an entry without bytes.
+  // The entry goes before the bytes, so that a crash in between leaves bytes without entry, never an entry
+  // without bytes.
   const Location location = handles_->Retire(slot.handle());
   const Node* node = NodeOf(location.node);
   ZP_CHECK(node != nullptr, "an object on a node that is not there");

@@ -29,32 +29,36 @@ enum class LoadOutcome {
 
 // A snapshot; the fields are read one after the other, so they may be out of step by what happens meanwhile.
 struct PoolStats {
-  uint64_t stored_pages = 0;    // objects; same-filled pages have none
-  uint64_t same_filled = 0;     // Stores that were answered with an inline slot, ever; how many there are the index knows
-  uint64_t raw_pages = 0;       // objects that did not shrink
-  uint64_t stored_bytes = 0;    // sum of the objects' lengths
-  uint64_t pool_bytes = 0;      // memory of the frames, idle ones included
-  uint64_t capacity_bytes = 0;  // what pool_bytes may not exceed
-  uint64_t metadata_bytes = 0;  // handle table, frame descriptors, zspages; without the index
-  uint64_t store_failures = 0;  // Stores that found no memory, ever
+  uint64_t stored_pages = 0;  // objects; same-filled pages have none
+  uint64_t same_filled =
+      0;  // Stores that were answered with an inline slot, ever; how many there are the index knows
+  uint64_t raw_pages = 0;               // objects that did not shrink
+  uint64_t stored_bytes = 0;            // sum of the objects' lengths
+  uint64_t pool_bytes = 0;              // memory of the frames, idle ones included
+  uint64_t capacity_bytes = 0;          // what pool_bytes may not exceed
+  uint64_t metadata_bytes = 0;          // handle table, frame descriptors, zspages; without the index
+  uint64_t store_failures = 0;          // Stores that found no memory, ever
   std::vector<SizeClassStats> classes;  // by size, summed over the nodes
 };
 
-// Idea: one coordinator of codec, pool and handle table. A stored page is a Slot: its pattern if it is one, else a handle with
+// Idea: one coordinator of codec, pool and handle table. A stored page is a Slot: its pattern if it is one,
+// else a handle with
 //   one reference. The store knows nothing of who holds slots; an OffsetIndex or a caller does.
 // Cost: 24 bytes per object in the table, about two in the pool, beside the object.
-// Threads: all methods may be called at any time with a Scratch per thread, under one rule: a slot is loaded, referenced or
-//   released only by someone who holds a reference that is not being released. In particular no Load may run while the
-//   last reference is released: the frame might be punched, and a read would populate it again, uncounted. (Movers of objects are
-//   another matter: a load and a move need no order. Retiring frames by epochs will lift the rule for them.)
+// Threads: all methods may be called at any time with a Scratch per thread, under one rule: a slot is loaded,
+// referenced or
+//   released only by someone who holds a reference that is not being released. In particular no Load may run
+//   while the last reference is released: the frame might be punched, and a read would populate it again,
+//   uncounted. (Movers of objects are another matter: a load and a move need no order. Retiring frames by
+//   epochs will lift the rule for them.)
 // Locks: those of the pools; none is held while bytes are copied, encoded or decoded.
 // Failure: kNoMemory from Store leaves nothing behind.
 class PageStore {
  public:
   struct Options {
     Topology topology = Topology::SingleNode();
-    Bytes capacity;                   // of all frames together, over all nodes
-    CodecId codec = CodecId::kLz4;    // what pages are encoded with
+    Bytes capacity;                 // of all frames together, over all nodes
+    CodecId codec = CodecId::kLz4;  // what pages are encoded with
   };
   using Scratch = zp::Scratch;
   using Owner = zp::Owner;
@@ -65,19 +69,23 @@ class PageStore {
   PageStore(const PageStore&) = delete;
   PageStore& operator=(const PageStore&) = delete;
 
-  // Keeps the page; the caller owns the slot's one reference. `page` must not change during the call (copy what others can write to). The object
-  // goes to `preferred` or, where that is full, the nearest node that is not. kNoMemory: capacity, handles or the kernel's memory
-  // are exhausted; nothing has changed. May call the kernel for frames.
+  // Keeps the page; the caller owns the slot's one reference. `page` must not change during the call (copy
+  // what others can write to). The object goes to `preferred` or, where that is full, the nearest node that
+  // is not. kNoMemory: capacity, handles or the kernel's memory are exhausted; nothing has changed. May call
+  // the kernel for frames.
   Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
 
-  // Writes the page into `out`. `slot` is same-filled or a handle (any other: kCorrupt). Takes no lock, calls no kernel.
+  // Writes the page into `out`. `slot` is same-filled or a handle (any other: kCorrupt). Takes no lock, calls
+  // no kernel.
   LoadOutcome Load(Slot slot, MutablePageView out, Scratch& scratch) const;
 
-  // One more reference to a handle slot; other slots have none and always succeed. kNoMemory: 65534 are out already.
+  // One more reference to a handle slot; other slots have none and always succeed. kNoMemory: 65534 are out
+  // already.
   Status Ref(Slot slot);
   // As Ref; an object with too many references is pinned for ever instead.
   void RefOrPin(Slot slot);
-  // Gives one reference back; the last frees the object. Slots without handle: nothing happens. May call the kernel to give frames back.
+  // Gives one reference back; the last frees the object. Slots without handle: nothing happens. May call the
+  // kernel to give frames back.
   void Release(Slot slot);
 
   // Says whose page a handle slot is. No-op for other slots. A relaxed store: for the holder of the slot.
@@ -88,14 +96,16 @@ class PageStore {
   // Length of a handle slot's object in bytes; 0 for others.
   uint32_t object_bytes(Slot slot) const;
 
-  // fn(const char* name, int fd) for each persistent file; the descriptors stay the store's. Names are stable: "handles", "frames-<node>".
+  // fn(const char* name, int fd) for each persistent file; the descriptors stay the store's. Names are
+  // stable: "handles", "frames-<node>".
   template <typename Fn>
   void ForEachMemfd(Fn&& fn) const {
     fn("handles", handles_->fd());
     for (const Node& node : nodes_) fn(node.name, node.arena->fd());
   }
 
-  // Gives idle frames back to the kernel; returns how many. For idle time, and before memory is said to be exhausted.
+  // Gives idle frames back to the kernel; returns how many. For idle time, and before memory is said to be
+  // exhausted.
   uint64_t Trim();
   // Changes the limit. A lower one than what is in use refuses stores until enough was released.
   void SetCapacity(Bytes capacity);

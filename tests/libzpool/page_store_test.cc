@@ -38,7 +38,7 @@ uint64_t FrameFileBytes(const PageStore& store) {
   uint64_t bytes = 0;
   store.ForEachMemfd([&](const char* name, int fd) {
     if (std::string(name).rfind("frames-", 0) != 0) return;
-    struct stat st{};
+    struct stat st {};
     ASSERT_EQ(fstat(fd, &st), 0);
     bytes += static_cast<uint64_t>(st.st_blocks) * 512 - kPageBytes;
   });

@@ -1,0 +1,130 @@
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <memory>
+#include <type_traits>
+
+#include "libzpool/base/fd.h"
+#include "libzpool/base/mapping.h"
+#include "libzpool/base/memory_file.h"
+#include "libzpool/base/result.h"
+#include "libzpool/base/units.h"
+#include "libzpool/frame/topology.h"
+
+namespace zp {
+namespace {
+
+TEST(Units, ConvertBetweenPagesAndAddresses) {
+  const PageIndex page = PageIndex::FromAddress(0x7fff'1234'5678);
+  EXPECT_EQ(page.value(), 0x7fff'1234'5u);
+  EXPECT_EQ(page.address(), 0x7fff'1234'5000u);
+  EXPECT_EQ((page + PageCount(2)) - page, PageCount(2));
+  EXPECT_EQ(PageCount(3).bytes(), Bytes(12288));
+  EXPECT_LT(page, page + PageCount(1));
+  static_assert(!std::is_convertible_v<uint64_t, PageIndex> && !std::is_convertible_v<PageCount, PageIndex>);
+}
+
+TEST(UnitsDeathTest, OverflowDies) {
+  EXPECT_DEATH((void)(PageIndex(1) - PageCount(2)), "below zero");
+  EXPECT_DEATH((void)(PageIndex(~uint64_t{0}) + PageCount(1)), "overflows");
+  EXPECT_DEATH((void)PageCount(~uint64_t{0}).bytes(), "overflows");
+}
+
+Result<std::unique_ptr<int>> Half(int n) {
+  if (n % 2 != 0) return Error{Errc::kInvalid, 0, "half"};
+  return std::make_unique<int>(n / 2);
+}
+
+Status Nothing(bool fail) {
+  if (fail) return Error{Errc::kBusy, 0, "nothing"};
+  return OkStatus();
+}
+
+Result<int> Quarter(int n, bool fail) {
+  const std::unique_ptr<int> half = ZP_TRY(Half(n));
+  ZP_TRY(Nothing(fail));
+  const std::unique_ptr<int> quarter = ZP_TRY(Half(*half));
+  return *quarter;
+}
+
+TEST(Result, TryPassesValuesAndErrorsOn) {
+  EXPECT_EQ(*Quarter(8, false), 2);
+  EXPECT_EQ(Quarter(7, false).error().code, Errc::kInvalid);
+  EXPECT_EQ(Quarter(6, false).error().code, Errc::kInvalid);
+  EXPECT_EQ(Quarter(8, true).error().code, Errc::kBusy);
+  EXPECT_FALSE(Half(1));
+}
+
+TEST(ResultDeathTest, WrongSideDies) {
+  EXPECT_DEATH((void)Half(1).value(), "value of a failed");
+  EXPECT_DEATH((void)Half(2).error(), "error of a successful");
+}
+
+TEST(Result, ErrnoIsTranslatedOnce) {
+  errno = ENOMEM;
+  const Error error = ErrnoError("op");
+  EXPECT_EQ(error.code, Errc::kNoMemory);
+  EXPECT_EQ(error.sys_errno, ENOMEM);
+  EXPECT_STREQ(ErrcName(error.code), "no memory");
+}
+
+bool IsOpen(int fd) { return fcntl(fd, F_GETFD) != -1; }
+
+TEST(UniqueFd, MoveAssignmentOverALiveOneClosesIt) {
+  UniqueFd a = CreateMemfd("test", 4096).value();
+  UniqueFd b = CreateMemfd("test", 4096).value();
+  const int first = a.get();
+  const int second = b.get();
+  EXPECT_EQ(fcntl(first, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+  a = std::move(b);
+  EXPECT_FALSE(IsOpen(first));
+  EXPECT_EQ(a.get(), second);
+  EXPECT_FALSE(b.valid());  // NOLINT: moved-from is empty by contract
+  a.reset();
+  EXPECT_FALSE(IsOpen(second));
+}
+
+TEST(Mapping, MoveAssignmentKeepsTheBytes) {
+  Mapping a = Mapping::Anonymous(8192).value();
+  Mapping b = Mapping::Anonymous(4096).value();
+  b.data()[7] = std::byte{9};
+  a = std::move(b);
+  EXPECT_EQ(a.size(), 4096u);
+  EXPECT_EQ(a.data()[7], std::byte{9});
+}
+
+TEST(MemoryFile, PopulatesAndPunches) {
+  MemoryFile file = MemoryFile::Create("test", FileKind::kFrames, 1, 1 << 20).value();
+  const auto blocks = [&file] {
+    struct stat st {};
+    EXPECT_EQ(fstat(file.fd(), &st), 0);
+    return st.st_blocks * 512;
+  };
+  EXPECT_EQ(file.header().magic, kFileMagic);
+  EXPECT_EQ(blocks(), 4096);
+  ASSERT_TRUE(file.Populate(8192, 16384).ok());
+  EXPECT_EQ(blocks(), 4096 * 5);
+  file.data()[8192] = std::byte{1};
+  file.Punch(8192, 16384);
+  EXPECT_EQ(blocks(), 4096);
+  EXPECT_EQ(file.data()[8192], std::byte{0});
+}
+
+TEST(Topology, FallsBackByDistance) {
+  const Topology t =
+      Topology::Made({NodeId(0), NodeId(3), NodeId(9)}, {{10, 40, 20}, {40, 10, 30}, {20, 30, 10}}).value();
+  EXPECT_EQ(t.FallbackOrder(NodeId(0)), (std::vector<uint8_t>{0, 2, 1}));
+  EXPECT_EQ(t.FallbackOrder(NodeId(3)), (std::vector<uint8_t>{1, 2, 0}));
+  EXPECT_EQ(t.IndexOf(NodeId(9)), 2);
+  EXPECT_EQ(t.IndexOf(NodeId(1)), -1);
+  EXPECT_FALSE(t.is_real());
+  EXPECT_FALSE(Topology::Made({NodeId(0), NodeId(0)}, {{10, 10}, {10, 10}}).ok());
+  EXPECT_FALSE(Topology::Made({NodeId(64)}, {{10}}).ok());
+  EXPECT_FALSE(Topology::Made({}, {}).ok());
+  EXPECT_FALSE(Topology::Detect().nodes().empty());
+}
+
+}  // namespace
+}  // namespace zp

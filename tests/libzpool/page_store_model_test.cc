@@ -1,0 +1,123 @@
+// PageStore under random stores, loads, references and releases, alone against a model and from several
+// threads.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "libzpool/store/page_store.h"
+#include "tests/libzpool/pages.h"
+
+namespace zp {
+namespace {
+
+using testing::MakePage;
+using testing::PageBuffer;
+
+struct Held {
+  Slot slot;
+  uint64_t content;
+  uint32_t refs;
+};
+
+// Lengths of all size classes come up: from pages that encode to some 30 bytes to raw ones.
+unsigned NoiseOf(uint64_t content) { return static_cast<unsigned>(content * 37 % 513); }
+
+// Grows, shrinks and churns in turn, checking all along.
+void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone) {
+  SCOPED_TRACE("replay: ZP_SEED=" + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  auto scratch = std::make_unique<Scratch>();
+  std::vector<Held> held;
+  PageBuffer page;
+  PageBuffer out;
+  uint64_t content = seed << 32;
+  for (int i = 0; i < steps; ++i) {
+    const int phase = i / 500 % 3;  // grow, churn, shrink
+    const bool store_one = held.empty() || random() % 10 < (phase == 0 ? 8u : phase == 1 ? 5u : 2u);
+    if (store_one) {
+      ++content;
+      MakePage(content, 1, NoiseOf(content), &page);
+      const Result<Slot> slot = store.Store(page, {1, PageIndex(content)}, NodeId(0), *scratch);
+      if (slot.ok()) {
+        held.push_back({*slot, content, 1});
+      } else {
+        ASSERT_EQ(slot.error().code, Errc::kNoMemory);
+      }
+      if (!slot.ok() || random() % 8 != 0) continue;
+    }
+    if (held.empty()) continue;
+    std::swap(held[random() % held.size()], held.back());
+    Held& one = held.back();
+    MakePage(one.content, 1, NoiseOf(one.content), &page);
+    ASSERT_EQ(store.Load(one.slot, out, *scratch), LoadOutcome::kLoaded) << "step " << i;
+    ASSERT_EQ(page, out) << "step " << i;
+    if (random() % 16 == 0 && store.Ref(one.slot).ok()) {
+      ++one.refs;
+      continue;
+    }
+    store.Release(one.slot);
+    if (--one.refs == 0) held.pop_back();
+    if (alone && i % 50 == 0) {
+      store.DebugVerify();
+      uint64_t objects = 0;
+      for (const Held& h : held) objects += h.slot.is_handle() ? 1 : 0;
+      ASSERT_EQ(store.stats().stored_pages, objects) << "step " << i;
+    }
+    if (i % 700 == 0) store.Trim();
+  }
+  for (const Held& one : held) {
+    for (uint32_t r = 0; r < one.refs; ++r) store.Release(one.slot);
+  }
+}
+
+void ExpectEmpty(PageStore& store) {
+  store.Trim();
+  store.DebugVerify();
+  EXPECT_EQ(store.stats().stored_pages, 0u);
+  EXPECT_EQ(store.stats().stored_bytes, 0u);
+  EXPECT_EQ(store.stats().pool_bytes, 0u);
+}
+
+TEST(PageStoreModel, KeepsEveryPageUnderRandomOperations) {
+  const char* fixed = std::getenv("ZP_SEED");
+  const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : 1;
+  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : 6); ++seed) {
+    auto store = PageStore::Create({Topology::SingleNode(), MiB(64), CodecId::kLz4}).value();
+    RunSeed(*store, seed, 6000, true);
+    if (HasFatalFailure()) return;
+    ExpectEmpty(*store);
+  }
+}
+
+TEST(PageStoreModel, KeepsEveryPageWhereMemoryRunsOut) {
+  for (uint64_t seed = 50; seed < 54; ++seed) {
+    auto store = PageStore::Create({Topology::Made({NodeId(1), NodeId(4)}, {{10, 20}, {20, 10}}).value(),
+                                    MiB(1), CodecId::kLz4})
+                     .value();
+    RunSeed(*store, seed, 6000, true);
+    if (HasFatalFailure()) return;
+    EXPECT_GT(store->stats().store_failures, 0u);
+    ExpectEmpty(*store);
+  }
+}
+
+TEST(PageStoreStress, ThreadsDoNotDisturbEachOther) {
+  for (const uint64_t mib : {64, 2}) {
+    auto store = PageStore::Create({Topology::SingleNode(), MiB(mib), CodecId::kLz4}).value();
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&store, t] { RunSeed(*store, 1000 + t, 6000, false); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    ExpectEmpty(*store);
+  }
+}
+
+}  // namespace
+}  // namespace zp

@@ -1,0 +1,182 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "libzpool/pool/handle_table.h"
+#include "libzpool/pool/location.h"
+#include "libzpool/pool/zsmalloc_pool.h"
+
+namespace zp {
+namespace {
+
+TEST(Location, EveryFieldSurvivesTheWord) {
+  std::mt19937_64 random(5);
+  for (int i = 0; i < 1000; ++i) {
+    Location in;
+    in.node = NodeId(static_cast<uint8_t>(random() % kMaxNodes));
+    in.offset = (random() & ((uint64_t{1} << 36) - 1)) * 16;
+    in.codec = static_cast<CodecId>(random() % kCodecIdLimit);
+    in.length = static_cast<uint32_t>(1 + random() % kPageBytes);
+    in.state = static_cast<EntryState>(random() % 4);
+    in.generation = static_cast<uint8_t>(random() % 16);
+    const Location out = Location::Decode(in.Encode());
+    EXPECT_EQ(out.node, in.node);
+    EXPECT_EQ(out.offset, in.offset);
+    EXPECT_EQ(out.codec, in.codec);
+    EXPECT_EQ(out.length, in.length);
+    EXPECT_EQ(out.state, in.state);
+    EXPECT_EQ(out.generation, in.generation);
+    const Owner owner{static_cast<uint32_t>(random() % Owner::kClientLimit),
+                      PageIndex(random() % kPageIndexLimit)};
+    EXPECT_EQ(Owner::Decode(owner.Encode()), owner);
+  }
+}
+
+struct Fixture {
+  explicit Fixture(uint64_t frames) : budget(frames) {
+    arena = FrameArena::Create({NodeId(0), Bytes(frames * kPageBytes)}, budget).value();
+    pool = ZsmallocPool::Create(*arena).value();
+  }
+  FrameBudget budget;
+  std::unique_ptr<FrameArena> arena;
+  std::unique_ptr<ZsmallocPool> pool;
+};
+
+// The contract of every size class: objects do not overlap, keep their bytes, and all memory comes back.
+TEST(ZsmallocPool, EverySizeClassKeepsItsContract) {
+  Fixture f(4096);
+  for (uint32_t c = 0; c < ZsmallocPool::kClassCount; ++c) {
+    const uint32_t length = SizeClassGeometry::ObjectBytes(c) - c % 16;
+    const uint32_t count = std::min<uint32_t>(SizeClassGeometry::ObjectsPerZspage(c) + 3, 400);
+    std::vector<uint64_t> offsets;
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint64_t offset = f.pool->Allocate(length).value();
+      ASSERT_EQ(offset % 16, 0u);
+      std::memset(f.pool->ObjectAt(offset), static_cast<int>(i % 251), length);
+      offsets.push_back(offset);
+    }
+    std::vector<uint64_t> sorted = offsets;
+    std::sort(sorted.begin(), sorted.end());
+    for (size_t i = 1; i < sorted.size(); ++i) ASSERT_GE(sorted[i], sorted[i - 1] + length);
+    for (uint32_t i = 0; i < count; ++i) {
+      const std::byte* object = f.pool->ObjectAt(offsets[i]);
+      ASSERT_TRUE(std::all_of(object, object + length,
+                              [i](std::byte b) { return b == static_cast<std::byte>(i % 251); }));
+    }
+    const SizeClassStats stats = f.pool->class_stats(c);
+    EXPECT_EQ(stats.objects, count);
+    EXPECT_EQ(stats.stored_bytes, uint64_t{count} * length);
+    // Lazily populated: no more frames than the objects touch, and the one at each zspage's end.
+    EXPECT_LE(
+        stats.frames,
+        (uint64_t{count} * SizeClassGeometry::ObjectBytes(c) + kPageBytes - 1) / kPageBytes + stats.zspages);
+    f.pool->DebugVerify();
+    for (const uint64_t offset : offsets) f.pool->Free(offset, length);
+    f.pool->DebugVerify();
+  }
+  f.pool->Trim();
+  EXPECT_EQ(f.arena->frames_in_use(), 0u);
+  EXPECT_EQ(f.budget.used_frames(), 0u);
+}
+
+TEST(ZsmallocPool, HolesAreFilledBeforeNewFramesAreTaken) {
+  Fixture f(1024);
+  std::vector<uint64_t> offsets;
+  for (int i = 0; i < 600; ++i) offsets.push_back(f.pool->Allocate(640).value());
+  const uint64_t frames = f.arena->frames_in_use();
+  std::mt19937_64 random(1);
+  std::shuffle(offsets.begin(), offsets.end(), random);
+  for (int i = 0; i < 100; ++i) f.pool->Free(offsets[static_cast<size_t>(i)], 640);
+  for (int i = 0; i < 100; ++i) offsets[static_cast<size_t>(i)] = f.pool->Allocate(640).value();
+  EXPECT_LE(f.arena->frames_in_use(), frames);
+  for (const uint64_t offset : offsets) f.pool->Free(offset, 640);
+}
+
+TEST(ZsmallocPool, FullBudgetIsAnOutcomeThatLeavesNothing) {
+  Fixture f(8);
+  std::vector<uint64_t> offsets;
+  for (;;) {
+    const Result<uint64_t> offset = f.pool->Allocate(1000);
+    if (!offset.ok()) {
+      EXPECT_EQ(offset.error().code, Errc::kNoMemory);
+      break;
+    }
+    offsets.push_back(*offset);
+  }
+  EXPECT_EQ(f.budget.used_frames(), 8u);
+  f.pool->DebugVerify();
+  // Another class fails without leaving an empty zspage behind.
+  EXPECT_FALSE(f.pool->Allocate(3000).ok());
+  EXPECT_EQ(f.pool->class_stats(SizeClassGeometry::ClassOf(3000)).zspages, 0u);
+  f.pool->DebugVerify();
+  for (const uint64_t offset : offsets) f.pool->Free(offset, 1000);
+  // Idle frames of one class make room for another.
+  const uint64_t offset = f.pool->Allocate(3000).value();
+  f.pool->Free(offset, 3000);
+}
+
+TEST(ZsmallocPoolDeathTest, FreeingTwiceDies) {
+  Fixture f(8);
+  const uint64_t keep = f.pool->Allocate(100).value();
+  const uint64_t offset = f.pool->Allocate(100).value();
+  f.pool->Free(offset, 100);
+  EXPECT_DEATH(f.pool->Free(offset, 100), "freed twice");
+  EXPECT_DEATH(f.pool->Free(offset + 16, 100), "no object");
+  f.pool->Free(keep, 100);
+}
+
+Location At(uint64_t offset) {
+  Location location;
+  location.offset = offset;
+  location.length = 100;
+  return location;
+}
+
+TEST(HandleTable, StaleHandlesAreSeenByStateAndGeneration) {
+  auto table = HandleTable::Create(10000).value();
+  EXPECT_EQ(table->Lookup(Handle()), 0u);
+  EXPECT_EQ(table->Lookup(Handle(77)), 0u);
+  const Handle handle = table->Insert(At(16), {1, PageIndex(2)}, 0xdeadbeef).value();
+  const uint64_t word = table->Lookup(handle);
+  EXPECT_EQ(Location::Decode(word).offset, 16u);
+  EXPECT_EQ(table->checksum(handle), 0xdeadbeefu);
+  EXPECT_EQ(table->owner(handle), (Owner{1, PageIndex(2)}));
+  EXPECT_TRUE(table->Unref(handle));
+  EXPECT_EQ(table->Retire(handle).offset, 16u);
+  EXPECT_EQ(Location::Decode(table->Lookup(handle)).state, EntryState::kFree);
+  table->Recycle(handle);
+  // The same index, place and length again: but not the same word.
+  const Handle again = table->Insert(At(16), {1, PageIndex(2)}, 1).value();
+  EXPECT_EQ(again, handle);
+  EXPECT_NE(table->Lookup(again), word);
+}
+
+TEST(HandleTable, FullIsAnOutcome) {
+  auto table = HandleTable::Create(5000).value();
+  std::vector<Handle> handles;
+  for (int i = 0; i < 5000; ++i) handles.push_back(table->Insert(At(16), {}, 0).value());
+  EXPECT_EQ(table->Insert(At(16), {}, 0).error().code, Errc::kNoMemory);
+  EXPECT_TRUE(table->Unref(handles[7]));
+  table->Retire(handles[7]);
+  table->Recycle(handles[7]);
+  EXPECT_EQ(table->Insert(At(16), {}, 0).value(), handles[7]);
+}
+
+TEST(HandleTable, TooManyReferencesPinInsteadOfOverflowing) {
+  auto table = HandleTable::Create(10).value();
+  const Handle handle = table->Insert(At(16), {}, 0).value();
+  for (int i = 1; i < 65534; ++i) ASSERT_TRUE(table->Ref(handle).ok());
+  EXPECT_FALSE(table->Ref(handle).ok());
+  table->RefOrPin(handle);
+  for (int i = 0; i < 70000; ++i) ASSERT_FALSE(table->Unref(handle));
+  EXPECT_TRUE(Location::Decode(table->Lookup(handle)).is_readable());
+}
+
+}  // namespace
+}  // namespace zp
