@@ -31,9 +31,9 @@ inline constexpr uint64_t kFileMagic = 0x6c6f6f707a757a31;  // "1zuzpool" as byt
 enum class FileKind : uint32_t { kFrames = 1, kHandles = 2, kIndexNodes = 3 };
 
 // Layout: [ header | hole ... ]. The header has the first page for itself; the owner lays out the rest.
-// Failure: touching a page of a memfd for the first time may meet a machine without memory, which is SIGBUS.
-// So pages are populated with Populate(), which returns an error instead, before they are touched. Threads:
-// Populate and Punch of different ranges may run at the same time.
+// Failure: touching a page of a memfd for the first time may meet a machine without memory, which is
+//   SIGBUS. So pages are populated with Populate(), which returns an error instead, before they are
+//   touched. Threads: Populate and Punch of different ranges may run at the same time.
 class MemoryFile {
  public:
   MemoryFile() = default;

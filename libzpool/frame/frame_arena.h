@@ -34,13 +34,12 @@ struct FrameDescriptor {
 };
 static_assert(std::is_trivially_copyable_v<FrameDescriptor> && sizeof(FrameDescriptor) == 8);
 
-// Idea: address space is plentiful, memory is not. An arena reserves several times its capacity as one sparse
-// memfd and hands it out in
-//   spans of 64 frames; a frame takes memory from Populate to Punch only. So an owner can have contiguous
-//   addresses and partly filled spans without paying for what it does not touch.
+// Idea: address space is plentiful, memory is not. An arena reserves several times its capacity as one
+//   sparse memfd and hands it out in spans of 64 frames; a frame takes memory from Populate to Punch only.
+//   So an owner can have contiguous addresses and partly filled spans without paying for what it does not
+//   touch.
 // Layout: [ span 0: the file's header, never handed out | span 1 | span 2 | ... ], eight spans to a 2 MiB
-// block. Spans are handed
-//   out lowest first, which keeps blocks at the end empty.
+//   block. Spans are handed out lowest first, which keeps blocks at the end empty.
 // Cost: 8 bytes per frame of descriptor (in memory only where touched), one bit per span.
 // Threads: all methods may be called at any time; a span belongs to whom it was handed to.
 // Locks: one mutex for the map of spans, a leaf: nothing else is taken and no system call is made under it.

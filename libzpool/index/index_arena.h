@@ -18,11 +18,9 @@ inline constexpr unsigned kIndexFanout = 1u << kIndexFanoutBits;
 inline constexpr uint64_t kIndexNodeBytes = kIndexFanout * sizeof(uint64_t);
 
 // Idea: nodes are named by 32-bit numbers and not by addresses, so that they can be mapped anywhere, by a
-// successor too, together with
-//   the handle table. Each has a reference count: clones share nodes.
+//   successor too, together with the handle table. Each has a reference count: clones share nodes.
 // Layout of the file: [ header page | one word per node: {references : 32, next free : 32} | nodes, 512 B
-// each ], reserved at full
-//   length, populated in steps of 512 nodes. Number 0 is no node.
+//   each ], reserved at full length, populated in steps of 512 nodes. Number 0 is no node.
 // Cost: 520 bytes per node; 8.1 per page where all 64 slots of a leaf are used.
 // Threads: everything may be called at any time; allocation is lock-free but for growth and the reserve.
 // Locks: mu_ is a leaf.

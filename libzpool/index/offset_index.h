@@ -16,10 +16,9 @@
 
 namespace zp {
 
-// Idea: eight levels of 64 words; the leaves' words are Slots, the inner ones' are numbers of nodes. A clone
-// shares the root; whoever
-//   writes below a shared node copies the path to its leaf first. A copied leaf takes one more reference to
-//   each object in it.
+// Idea: eight levels of 64 words; the leaves' words are Slots, the inner ones' are numbers of nodes. A
+//   clone shares the root; whoever writes below a shared node copies the path to its leaf first. A copied
+//   leaf takes one more reference to each object in it.
 // Layout: a page number's bits, six to a level; the root uses three.
 //
 //    44   42 41   36 35   30 29   24 23   18 17   12 11    6 5     0
@@ -31,15 +30,12 @@ namespace zp {
 //   reference.
 // Cost: 8.1 bytes per page in full leaves; a lookup is eight loads, the upper ones in the cache.
 // Threads: Get, CompareExchange, Ensure, ForEach and the counters may run at the same time from any threads
-// (the caller holds its
-//   client's lock shared). DropRange, Rekey, Clone, moving and destroying need everybody else out (held
-//   exclusively). Indexes that share nodes need no lock between them.
+//   (the caller holds its client's lock shared). DropRange, Rekey, Clone, moving and destroying need
+//   everybody else out (held exclusively). Indexes that share nodes need no lock between them.
 // Locks: structure_mu, taken where a path is made or un-shared; below it only the arena's and the store's
-// Ref, which are leaves.
-//   No object is freed under it.
+//   Ref, which are leaves. No object is freed under it.
 // Ownership: a handle slot in the tree is one reference to its object. CompareExchange moves references:
-// `desired`'s goes into the tree,
-//   `expected`'s comes out to the caller.
+//   `desired`'s goes into the tree, `expected`'s comes out to the caller.
 // Failure: kNoMemory leaves every slot as it was; empty nodes may have been added.
 //
 // How a lookup can do without locks though nodes are un-shared and freed: un-sharing makes `sequence` odd,

@@ -16,13 +16,13 @@ namespace zp {
 //   | 0                                                     | 000 |  empty: nothing of ours
 //   | pattern, 61 bits, sign-extended to 64                 | 001 |  same-filled
 //   | 0 (29)                    | handle (32)               | 010 |  an object in the pool
-//   | 0 (29)                    | number (32)               | 011 |  standby: raw copy held by the owner of
-//   the index | 0 (21)        | kind (8)  | payload (32)              | 100 |  busy: a transient state of the
-//   owner's, opaque here
+//   | 0 (29)                    | number (32)               | 011 |  standby: a raw copy, held elsewhere
+//   | 0 (21)        | kind (8)  | payload (32)              | 100 |  busy: transient, opaque here
 //   +-------------------------------------------------------+-----+
 //
-// Tag 7 marks a child in the inner nodes of the index and is never a slot. A value; copying it moves no
-// ownership: who owns the reference that a handle slot stands for is said where slots are passed.
+// Standby and busy belong to the owner of the index. Tag 7 marks a child in inner nodes and is never a slot.
+// A value; copying it moves no ownership: who owns the reference that a handle slot stands for is said where
+// slots are passed.
 class Slot {
  public:
   constexpr Slot() = default;

@@ -22,13 +22,11 @@ struct HandleEntry {
 static_assert(sizeof(HandleEntry) == 16 && std::atomic<uint64_t>::is_always_lock_free);
 static_assert(offsetof(HandleEntry, location) == 0 && offsetof(HandleEntry, owner) == 8);
 
-// Idea: a handle is an index; its entry says where the object lies and whose page it is, and one store to the
-// location word
-//   publishes the object. After a crash the entries in state live are the truth; free lists and counters are
-//   made from them.
+// Idea: a handle is an index; its entry says where the object lies and whose page it is, and one store to
+//   the location word publishes the object. After a crash the entries in state live are the truth; free
+//   lists and counters are made from them.
 // Layout of the file: [ header page | entries, 16 B each | parallel words, 8 B each ], both arrays reserved
-// at full length and populated
-//   in steps, so the table grows without moving. The parallel word:
+//   at full length and populated in steps, so the table grows without moving. The parallel word:
 //
 //    63            32 31      16 15       0
 //   +----------------+----------+----------+
@@ -36,9 +34,8 @@ static_assert(offsetof(HandleEntry, location) == 0 && offsetof(HandleEntry, owne
 //   +----------------+----------+----------+
 //
 // Cost: 24 bytes per entry. Entries freed are used again last-in first-out; their memory is kept.
-// Threads: everything may be called at any time. Lookup, allocation and freeing are lock-free; growth takes a
-// mutex and makes a
-//   system call every 4096 entries.
+// Threads: everything may be called at any time. Lookup, allocation and freeing are lock-free; growth takes
+//   a mutex and makes a system call every 4096 entries.
 // Locks: grow_mu_ is a leaf.
 // Failure: a stale handle is met as state free in Lookup, and is a ZP_CHECK in Ref, Unref and Retire.
 class HandleTable {

@@ -27,17 +27,16 @@ struct SizeClassStats {
 };
 
 // Idea: zsmalloc in user space. Size classes 16 bytes apart; a zspage is a whole span of 64 frames with
-// contiguous addresses, since
-//   here addresses are free, and lazily populated, since memory is not. So no object wastes more than 15
-//   bytes, no zspage more than the frame at its end, and a frame goes back to the kernel when its last object
-//   does.
-// Trade-off: a frame costs a system call when it comes and when it goes. Going is batched: empty frames stay
-// populated (idle) up to
-//   a small share of the pool. Coming is not: populating ahead was measured to save a tenth, and small pools
-//   pay for it in density.
+//   contiguous addresses, since here addresses are free, and lazily populated, since memory is not. So no
+//   object wastes more than 15 bytes, no zspage more than the frame at its end, and a frame goes back to
+//   the kernel when its last object does.
+// Trade-off: a frame costs a system call when it comes and when it goes. Going is batched: empty frames
+//   stay populated (idle) up to a small share of the pool. Coming is not: populating ahead was measured to
+//   save a tenth, and small pools pay for it in density.
 // Cost: see Zspage, and 8 bytes of address space per span.
 // Threads: all methods may be called at any time. The objects' bytes belong to whoever has the offset.
-// Locks: one mutex per class, no two at a time, no system call under them; the arena's map of spans is below.
+// Locks: one mutex per class, no two at a time, no system call under them; the arena's map of spans is
+//   below.
 // Failure: kNoMemory from Allocate leaves nothing behind.
 // Source: Linux mm/zsmalloc.c for classes and fullness groups.
 class ZsmallocPool {

@@ -33,10 +33,9 @@ enum class FullnessGroup : uint8_t {
 };
 inline constexpr int kFullnessGroups = 5;
 
-// Layout: objects lie end to end over the span's 256 KiB; one straddles two frames at most. Which exist is a
-// bitmap behind this struct; which
-//   frames have memory are masks with one bit per frame. How many objects touch a frame is in the arena's
-//   descriptor.
+// Layout: objects lie end to end over the span's 256 KiB; one straddles two frames at most. Which exist is
+//   a bitmap behind this struct; which frames have memory are masks with one bit per frame. How many
+//   objects touch a frame is in the arena's descriptor.
 // Cost: 88 bytes and one bit per object: for 2 KiB objects .8 bytes each.
 // Threads: everything is guarded by the lock of the size class.
 class Zspage {

@@ -42,15 +42,14 @@ struct PoolStats {
 };
 
 // Idea: one coordinator of codec, pool and handle table. A stored page is a Slot: its pattern if it is one,
-// else a handle with
-//   one reference. The store knows nothing of who holds slots; an OffsetIndex or a caller does.
+//   else a handle with one reference. The store knows nothing of who holds slots; an OffsetIndex or a
+//   caller does.
 // Cost: 24 bytes per object in the table, about two in the pool, beside the object.
-// Threads: all methods may be called at any time with a Scratch per thread, under one rule: a slot is loaded,
-// referenced or
-//   released only by someone who holds a reference that is not being released. In particular no Load may run
-//   while the last reference is released: the frame might be punched, and a read would populate it again,
-//   uncounted. (Movers of objects are another matter: a load and a move need no order. Retiring frames by
-//   epochs will lift the rule for them.)
+// Threads: all methods may be called at any time with a Scratch per thread, under one rule: a slot is
+//   loaded, referenced or released only by someone who holds a reference that is not being released. In
+//   particular no Load may run while the last reference is released: the frame might be punched, and a read
+//   would populate it again, uncounted. (Movers of objects are another matter: a load and a move need no
+//   order. Retiring frames by epochs will lift the rule for them.)
 // Locks: those of the pools; none is held while bytes are copied, encoded or decoded.
 // Failure: kNoMemory from Store leaves nothing behind.
 class PageStore {
