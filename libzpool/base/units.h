@@ -38,6 +38,8 @@ constexpr uint64_t CheckedMul(uint64_t a, uint64_t b) {
 
 }  // namespace internal
 
+// (NOLINT at the comparisons: clang-tidy 14 takes the 0 that they are compiled with for a null pointer.)
+
 // A number of bytes.
 class Bytes {
  public:
@@ -51,7 +53,7 @@ class Bytes {
   friend constexpr Bytes operator-(Bytes a, Bytes b) {
     return Bytes(internal::CheckedSub(a.value_, b.value_));
   }
-  friend constexpr auto operator<=>(Bytes, Bytes) = default;
+  friend constexpr auto operator<=>(Bytes, Bytes) = default;  // NOLINT(modernize-use-nullptr)
 
  private:
   uint64_t value_ = 0;
@@ -77,7 +79,7 @@ class PageCount {
   }
   constexpr PageCount& operator+=(PageCount n) { return *this = *this + n; }
   constexpr PageCount& operator-=(PageCount n) { return *this = *this - n; }
-  friend constexpr auto operator<=>(PageCount, PageCount) = default;
+  friend constexpr auto operator<=>(PageCount, PageCount) = default;  // NOLINT(modernize-use-nullptr)
 
  private:
   uint64_t value_ = 0;
@@ -106,7 +108,7 @@ class PageIndex {
   }
   constexpr PageIndex& operator+=(PageCount n) { return *this = *this + n; }
   constexpr PageIndex& operator++() { return *this = *this + PageCount(1); }
-  friend constexpr auto operator<=>(PageIndex, PageIndex) = default;
+  friend constexpr auto operator<=>(PageIndex, PageIndex) = default;  // NOLINT(modernize-use-nullptr)
 
  private:
   uint64_t value_ = 0;
@@ -118,7 +120,7 @@ class NodeId {
   constexpr NodeId() = default;
   explicit constexpr NodeId(uint8_t node) : value_(node) {}
   constexpr uint8_t value() const { return value_; }
-  friend constexpr auto operator<=>(NodeId, NodeId) = default;
+  friend constexpr auto operator<=>(NodeId, NodeId) = default;  // NOLINT(modernize-use-nullptr)
 
  private:
   uint8_t value_ = 0;

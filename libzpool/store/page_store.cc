@@ -30,7 +30,7 @@ void FenceLoads() {
 
 }  // namespace
 
-Result<std::unique_ptr<PageStore>> PageStore::Create(Options options) {
+Result<std::unique_ptr<PageStore>> PageStore::Create(const Options& options) {
   const uint64_t frames = options.capacity.value() / kPageBytes;
   if (frames == 0) return Error{Errc::kInvalid, 0, "capacity of the pool"};
   std::unique_ptr<PageStore> store(new (std::nothrow) PageStore(options, frames));

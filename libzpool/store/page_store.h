@@ -62,7 +62,7 @@ class PageStore {
   using Scratch = zp::Scratch;
   using Owner = zp::Owner;
 
-  static Result<std::unique_ptr<PageStore>> Create(Options options);
+  static Result<std::unique_ptr<PageStore>> Create(const Options& options);
   // Every slot must have been released.
   ~PageStore();
   PageStore(const PageStore&) = delete;
