@@ -4,6 +4,7 @@
 
 #include "daemon/client/client.h"
 #include "daemon/sys/clock.h"
+#include "daemon/sys/pause_point.h"
 
 namespace uzswap {
 
@@ -46,6 +47,7 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
       }
     }
     if (any_event) {
+      UZSWAP_PAUSE_POINT("event.taken");
       // Taking an event and owning the metadata are one critical section (H5); the gate keeps every MOVE that was
       // decided before it away (H1).
       zp::WriterLock lock(meta_mu_);

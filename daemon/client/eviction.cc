@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "daemon/client/client.h"
+#include "daemon/sys/pause_point.h"
 
 namespace uzswap {
 
@@ -17,6 +18,28 @@ constexpr std::chrono::milliseconds kAgentPatience{100};   // to begin a command
 constexpr std::chrono::milliseconds kAgentRunTime{500};    // to finish one that it began
 constexpr std::chrono::milliseconds kThreadsEvery{100};
 constexpr size_t kUnsharedRemembered = 8192;
+constexpr int kRegisterRounds = 4;
+
+// The evictable mapping around `page`, with what touches it and would be one with it but for a protection that may
+// be temporary, or but for our own registration: a boundary in `maps` that was not there in `before`.
+AddressRange MappingAround(const std::vector<MapEntry>& maps, uint64_t page, const std::vector<MapEntry>* before) {
+  const auto after = std::upper_bound(maps.begin(), maps.end(), page,
+                                      [](uint64_t address, const MapEntry& entry) { return address < entry.start; });
+  if (after == maps.begin()) return {};
+  auto first = std::prev(after);
+  auto last = first;
+  if (first->end <= page || !first->private_rw_anonymous) return {};
+  const auto joins = [&](const MapEntry& lower, const MapEntry& upper) {
+    if (!lower.private_anonymous || !upper.private_anonymous || lower.end != upper.start) return false;
+    if (lower.private_rw_anonymous != upper.private_rw_anonymous) return true;
+    return before != nullptr && std::none_of(before->begin(), before->end(), [&](const MapEntry& entry) {
+             return entry.start == upper.start || entry.end == upper.start;
+           });
+  };
+  while (first != maps.begin() && joins(*std::prev(first), *first)) --first;
+  while (std::next(last) != maps.end() && joins(*last, *std::next(last))) ++last;
+  return {first->start, last->end};
+}
 
 }  // namespace
 
@@ -31,10 +54,14 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
     const std::vector<uint64_t> pages =
         scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots));
     if (pages.empty()) return uint64_t{0};
+    UZSWAP_PAUSE_POINT("evict.chosen");
     RegisterFor(pages);
+    UZSWAP_PAUSE_POINT("evict.registered");
     const uint64_t count = BeginBatch(pages);
     if (count == 0) return uint64_t{0};
+    UZSWAP_PAUSE_POINT("evict.begun");
     RunBatch(count);
+    UZSWAP_PAUSE_POINT("evict.moved");
     std::vector<uint64_t> busy;
     const uint64_t evicted = FinishBatch(scratch, &busy);
     (void)ReleaseStaging();
@@ -65,29 +92,64 @@ void Client::RefreshThreads() {
   any_doomed_.store(!doomed_.empty(), std::memory_order_release);
 }
 
-// Registers the 2 MiB pieces that hold the pages. A range counts as registered only if no event was applied
-// between the look at the maps and the kernel's answer (H7).
+// Registers the mappings that hold the pages, and notes which are registered beyond doubt: a MOVE out of a mapping
+// that is not loses the page (4.1). The kernel registers what is mapped at that moment; a hole in the range, mapped
+// since, is not registered, and nobody tells. So the maps are read again afterwards, and each mapping is asked. From
+// then on it can only change by an event, and then `event_seq_` has moved, or MOVE answers EAGAIN (H7).
 void Client::RegisterFor(const std::vector<uint64_t>& pages) {
-  uint64_t last = ~uint64_t{0};
-  for (const uint64_t page : pages) {
-    const uint64_t region = page / kRegionBytes;
-    if (region == last) continue;
-    last = region;
-    for (const AddressRange& piece : scanner_.PieceOf(page)) {
-      uint64_t seq = 0;
-      std::vector<AddressRange> gaps;
-      {
-        zp::ReaderLock lock(meta_mu_);
-        seq = event_seq_;
-        gaps = registered_.Gaps(piece.start, piece.end);
-      }
-      for (const AddressRange& gap : gaps) {
-        if (!uffd_.Register(gap.start, gap.end - gap.start).ok()) continue;
-        zp::WriterLock lock(meta_mu_);
-        if (event_seq_ == seq) registered_.Add(gap.start, gap.end);
-      }
+  uint64_t seq = 0;
+  std::vector<uint64_t> unknown;
+  {
+    zp::ReaderLock lock(meta_mu_);
+    seq = event_seq_;
+    for (const uint64_t page : pages) {
+      if (!registered_.Contains(page)) unknown.push_back(page);
     }
   }
+  if (unknown.empty()) return;
+  // Always whole mappings: registering a part would split one, and an mremap over both parts, which is one mapping
+  // natively, would fail half done (Linux 6.17). A mapping that grew or merged between the look and the call was
+  // split all the same: the next round sees the rest beside it and mends that.
+  std::vector<MapEntry> before;
+  for (int round = 0; round < kRegisterRounds; ++round) {
+    auto maps = memory_.ReadMaps();
+    if (!maps.ok()) return;
+    bool asked = false;
+    AddressRange mapping;
+    for (const uint64_t page : unknown) {
+      if (page >= mapping.start && page < mapping.end) continue;
+      mapping = MappingAround(*maps, page, round > 0 ? &before : nullptr);
+      if (mapping.empty()) continue;
+      if (round > 0 && MappingAround(before, page, &before) == mapping) continue;
+      asked = true;
+      (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
+    }
+    before = std::move(*maps);
+    if (!asked) break;
+  }
+  std::vector<AddressRange> proven;
+  AddressRange mapping;
+  for (const uint64_t page : unknown) {
+    if (page >= mapping.start && page < mapping.end) continue;
+    mapping = {};
+    const auto entry = std::find_if(before.begin(), before.end(),
+                                    [&](const MapEntry& candidate) { return candidate.start <= page && page < candidate.end; });
+    if (entry == before.end()) continue;
+    mapping = {entry->start, entry->end};
+    if (IsRegistered(page)) proven.push_back(mapping);
+  }
+  zp::WriterLock lock(meta_mu_);
+  if (event_seq_ != seq) return;
+  for (const AddressRange& range : proven) registered_.Add(range.start, range.end);
+}
+
+// Asks with a ZEROPAGE for a page that is expected to be present: EEXIST if its mapping is registered, ENOENT if
+// not. Should it be missing, it is fresh memory, and zero is what a fault would have got.
+bool Client::IsRegistered(uint64_t page) {
+  zp::ReaderLock lock(meta_mu_);
+  if (!index_.Get(PageIndex::FromAddress(page)).is_empty()) return false;
+  const CopyOutcome outcome = uffd_.Zero(page, 1).outcome;
+  return outcome == CopyOutcome::kAlreadyPresent || outcome == CopyOutcome::kCopied;
 }
 
 uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages) {
@@ -170,6 +232,7 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
       return false;
     }
     CountStored(*stored);
+    UZSWAP_PAUSE_POINT("evict.stored");
     if (ReplaceStaging(n, *stored)) return true;
     Forget(*stored);  // faulted home or dropped meanwhile
     return false;

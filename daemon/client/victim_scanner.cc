@@ -105,11 +105,6 @@ std::vector<uint64_t> VictimScanner::Next(const ProcessMemory& memory, RegionHea
   return pages;
 }
 
-std::vector<AddressRange> VictimScanner::PieceOf(uint64_t address) const {
-  const uint64_t start = address / kRegionBytes * kRegionBytes;
-  return mature_.Intersect(start, start + kRegionBytes);
-}
-
 std::vector<AddressRange> DoomClearance::Observe(const std::vector<wire::ThreadRecord>& threads) {
   const auto outside = [](const wire::ThreadRecord& thread) {
     return thread.syscall != -2 && thread.syscall != SYS_madvise && thread.syscall != SYS_process_madvise;

@@ -59,10 +59,6 @@ class VictimScanner {
 
   // Up to `max_pages` addresses, ascending runs within one region after the other. Empty: nothing fit now.
   std::vector<uint64_t> Next(const ProcessMemory& memory, RegionHeat& heat, uint64_t max_pages);
-  // The evictable part of the 2 MiB piece around `address`: what to register with it.
-  std::vector<AddressRange> PieceOf(uint64_t address) const;
-  // What was evictable when the maps were last read.
-  const RangeSet& mature() const { return mature_; }
 
  private:
   void Refresh(const ProcessMemory& memory);

@@ -51,7 +51,6 @@ bool ParseMapLine(std::string_view line, MapEntry* entry) {
   if (!ParseHex(line, &entry->end, &used) || used + 6 > line.size() || line[used] != ' ') return false;
   line.remove_prefix(used + 1);
   const std::string_view permissions = line.substr(0, 4);
-  entry->inaccessible = permissions == "---p";
   line.remove_prefix(4);
   // offset, device, inode, name
   std::string_view fields[3];
@@ -65,7 +64,9 @@ bool ParseMapLine(std::string_view line, MapEntry* entry) {
   const size_t name_at = line.find_first_not_of(' ');
   const std::string_view name = name_at == std::string_view::npos ? std::string_view() : line.substr(name_at);
   const bool plain = name.empty() || name == "[heap]" || name.starts_with("[anon:");
-  entry->private_rw_anonymous = permissions == "rw-p" && fields[1] == "00:00" && fields[2] == "0" && plain;
+  const bool anonymous = fields[1] == "00:00" && fields[2] == "0" && plain;
+  entry->private_rw_anonymous = anonymous && permissions == "rw-p";
+  entry->private_anonymous = anonymous && (permissions == "rw-p" || permissions == "r--p");
   return true;
 }
 
