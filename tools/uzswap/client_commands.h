@@ -1,0 +1,24 @@
+// `uzswap stat`, `limit`, `reclaim`, `restore`: one question to a running daemon each.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace uzswap::cli {
+
+// All return kExitOk, or kExitFailed with the reason on stderr: no daemon, no such process, not permitted.
+
+// The table of all clients, or one process in detail. `json`: the daemon's own answer.
+int RunStat(const std::string& socket_path, std::optional<uint64_t> pid, bool json);
+
+// Sets the resident limit of an attached process; 0: none.
+int RunLimit(const std::string& socket_path, uint64_t pid, uint64_t bytes);
+
+// Takes that much of its coldest memory now.
+int RunReclaim(const std::string& socket_path, uint64_t pid, uint64_t bytes);
+
+// Brings all of its memory home. Also kExitFailed if some pages could not be.
+int RunRestore(const std::string& socket_path, uint64_t pid);
+
+}  // namespace uzswap::cli
