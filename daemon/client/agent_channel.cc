@@ -49,14 +49,16 @@ bool AgentChannel::Ready() {
   return !outstanding_ && !gone_;
 }
 
+void AgentChannel::ResetResults() {
+  for (auto& result : ring()->result) result.store(wire::kPending_, std::memory_order_relaxed);
+}
+
 zp::Status AgentChannel::Post(wire::Opcode opcode, std::span<const uint64_t> pages, uint64_t seq) {
   if (!Ready()) return zp::Error{gone_ ? zp::Errc::kGone : zp::Errc::kBusy, 0, "posting a command to the agent"};
   wire::Ring& shared = *ring();
   const size_t count = std::min<size_t>(pages.size(), wire::kRingSlots);
-  for (size_t i = 0; i < count; ++i) {
-    shared.page[i] = pages[i];
-    shared.result[i].store(wire::kPending_, std::memory_order_relaxed);
-  }
+  ResetResults();
+  for (size_t i = 0; i < count; ++i) shared.page[i] = pages[i];
   shared.header.opcode = opcode;
   shared.header.count = static_cast<uint32_t>(count);
   shared.header.seq = seq;

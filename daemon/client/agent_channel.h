@@ -30,6 +30,8 @@ class AgentChannel {
 
   // Whether a command can be posted: an agent whose command was revoked must first say that it is back.
   bool Ready();
+  // Forgets the results of the last command. Before slots point at them: a fault believes what it finds there.
+  void ResetResults();
   // kBusy if the agent is not ready, kGone if its socket is closed. `pages` are addresses, at most kRingSlots.
   zp::Status Post(wire::Opcode opcode, std::span<const uint64_t> pages, uint64_t seq);
   enum class AwaitOutcome { kDone, kTimeout, kGone };

@@ -115,6 +115,7 @@ uint64_t Client::SampleResident() {
   if (!has_memory_) return 0;
   const uint64_t bytes = memory_.ResidentBytes();
   stats_.resident_bytes.store(bytes, std::memory_order_relaxed);
+  reclaim_wanted_.store(false, std::memory_order_relaxed);
   ClientStats::RaiseTo(stats_.resident_peak_bytes, bytes);
   return bytes;
 }

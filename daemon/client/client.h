@@ -50,6 +50,8 @@ class ClientHost {
   virtual ~ClientHost() = default;
   // A child was forked: make its faults be read. Called with the parent's locks held; must not call back.
   virtual void AdoptChild(std::shared_ptr<Client> child) = 0;
+  // A client grew over its limit by faults. Called with locks held, at most once between two samples.
+  virtual void WantReclaim() = 0;
 };
 
 struct ClientServices {
@@ -83,6 +85,7 @@ struct FaultScratch {
 enum class ResolveOutcome {
   kResolved,
   kRequeue,  // transient: resolve the same address again, a little later
+  kThrottled,  // the client is far over its limit: again when the reclaimer had time to make room
   kGone,     // the memory is gone
 };
 
@@ -129,7 +132,16 @@ class Client {
   // After a full Restore: tells the agent to leave.
   void Dismiss() ZP_EXCLUDES(evict_mu_);
 
-  // Samples the resident set; 0 for a client whose pid is not known.
+  // Registers the mappings through which the program may grow, so that its growth is seen, and can be held up.
+  // Does nothing while another thread evicts.
+  void RegisterGrowth() ZP_EXCLUDES(evict_mu_, meta_mu_);
+  // Far over the limit, faults wait for the reclaimer, each kThrottleNs at most; but only while eviction makes
+  // progress, which the reclaimer says here.
+  static constexpr uint64_t kThrottleNs = 10'000'000;
+  static constexpr uint64_t kOverrunPermille = 40;
+  void SetEvictable(bool evictable) { evictable_.store(evictable, std::memory_order_relaxed); }
+
+  // Samples the resident set (between samples faults add to the figure); 0 for a client whose pid is not known.
   uint64_t SampleResident();
   // Asks the kernel whether the memory is gone.
   bool Gone() const { return uffd_.TargetGone(); }
@@ -145,6 +157,8 @@ class Client {
       ZP_REQUIRES_SHARED(meta_mu_);
   ResolveOutcome FillFromStaging(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch) ZP_REQUIRES_SHARED(meta_mu_);
   uint64_t ReadAheadWindow(int tid, zp::PageIndex page);
+  bool Overrun() const;
+  void Grew(uint64_t pages);
   void Undoom(uint64_t start, uint64_t end) ZP_EXCLUDES(doomed_mu_);
   void Forget(zp::Slot stored);
   void CountStored(zp::Slot slot);
@@ -163,6 +177,8 @@ class Client {
   // eviction.cc
   void RefreshThreads() ZP_REQUIRES(evict_mu_);
   void RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
+  // Whether some page of the range is the agent's.
+  bool IsOwn(const AddressRange& range) const;
   bool IsRegistered(uint64_t page) ZP_EXCLUDES(meta_mu_);
   uint64_t BeginBatch(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   void RunBatch(uint64_t count) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
@@ -170,6 +186,7 @@ class Client {
   bool FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_)
       ZP_EXCLUDES(meta_mu_);
   void CountRefusal(uint32_t result, uint64_t page) ZP_REQUIRES(evict_mu_);
+  uint32_t SettledResult(uint32_t n);
   void PutHome(uint32_t n, FaultScratch& scratch) ZP_EXCLUDES(meta_mu_);
   bool ReplaceStaging(uint32_t n, zp::Slot with) ZP_EXCLUDES(meta_mu_);
   void Unshare(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_);
@@ -185,12 +202,15 @@ class Client {
   AgentRanges ranges_;
   ClientStats stats_;
   std::atomic<uint64_t> limit_bytes_{0};
+  std::atomic<bool> evictable_{true};
+  std::atomic<bool> reclaim_wanted_{false};
   std::atomic<bool> forked_{false};        // a fork happened: busy pages may be shared ones
 
   zp::Mutex evict_mu_;
   bool evicting_ ZP_GUARDED_BY(evict_mu_) = true;
   VictimScanner scanner_ ZP_GUARDED_BY(evict_mu_);
   std::chrono::steady_clock::time_point threads_at_ ZP_GUARDED_BY(evict_mu_){};
+  std::chrono::steady_clock::time_point growth_at_ ZP_GUARDED_BY(evict_mu_){};
   bool staging_dirty_ ZP_GUARDED_BY(evict_mu_) = false;  // a MOVE was posted since staging was last emptied
   bool batch_posted_ ZP_GUARDED_BY(evict_mu_) = false;   // the ring's results belong to the batch in flight
   std::set<uint64_t> unshared_ ZP_GUARDED_BY(evict_mu_);  // pages that POPULATE_WRITE was asked for, a bounded memory

@@ -21,6 +21,7 @@ struct ClientStats {
   Counter read_ahead_pages{0};
   Counter faults_duplicate{0};   // the page was there already
   Counter faults_retried{0};     // requeued: an event was undelivered, or the page was on its way
+  Counter faults_throttled{0};   // held up because the client was far over its limit
   Counter events_unmap{0}, events_remove{0}, events_remap{0}, events_fork{0};
   // Pages that were to be evicted and were not, by reason.
   Counter refused_busy{0};       // shared after a fork, or momentarily referenced

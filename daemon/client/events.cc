@@ -30,6 +30,10 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
   {
     zp::MutexLock reading(reader_mu_);
     TakeGate();
+    // From before the read until the event is applied nobody else may look up and resolve (H5, H23): the kernel
+    // refuses with EAGAIN only until the application's thread runs on, which the read lets it do. A fault that was
+    // requeued meanwhile would find its new address empty and fill it with zeros.
+    zp::WriterLock lock(meta_mu_);
     // Into the client table: a successor finds the last messages taken (design §6).
     const size_t count = uffd_.Read(std::span(record_->messages));
     record_->messages_done = 0;
@@ -42,19 +46,14 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
         faults->push_back({message.arg.pagefault.address & ~uint64_t{zp::kPageBytes - 1},
                            static_cast<int>(message.arg.pagefault.feat.ptid),
                            (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0, now});
-      } else {
-        any_event = true;
+        continue;
       }
+      UZSWAP_PAUSE_POINT("event.taken");
+      any_event = true;
+      ApplyEvent(message, &dropped);
+      record_->messages_done = static_cast<uint32_t>(i + 1);
     }
     if (any_event) {
-      UZSWAP_PAUSE_POINT("event.taken");
-      // Taking an event and owning the metadata are one critical section (H5); the gate keeps every MOVE that was
-      // decided before it away (H1).
-      zp::WriterLock lock(meta_mu_);
-      for (size_t i = 0; i < count; ++i) {
-        if (record_->messages[i].event != UFFD_EVENT_PAGEFAULT) ApplyEvent(record_->messages[i], &dropped);
-        record_->messages_done = static_cast<uint32_t>(i + 1);
-      }
       record_->event_seq = ++event_seq_;
       if (channel_ != nullptr) channel_->PublishEventSeq(event_seq_);
     }
@@ -207,16 +206,8 @@ void Client::SettleBatch() {
     const PageIndex page = PageAt(batch_page_[n]);
     const Slot staging = Slot::Busy(kStaging, n);
     if (index_.Get(page) != staging) continue;
-    // Moved, but the agent has not copied it yet: it does so next, without the gate.
-    uint32_t result = channel_->result(n);
-    for (int waited = 0; result == wire::kMoved; ++waited) {
-      if (waited == 1000 && memory_.Read(ranges_.staging.start + uint64_t{n} * zp::kPageBytes, channel_->mutable_data(n),
-                                         zp::kPageBytes)) {
-        channel_->SetCopied(n);
-      }
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-      result = channel_->result(n);
-    }
+    // Moved, but the agent may not have copied it yet: it does so next, without the gate.
+    const uint32_t result = SettledResult(n);
     if (result != wire::kCopied) {
       (void)index_.CompareExchange(page, staging, Slot::Empty());
       continue;

@@ -19,6 +19,9 @@ constexpr std::chrono::milliseconds kAgentRunTime{500};    // to finish one that
 constexpr std::chrono::milliseconds kThreadsEvery{100};
 constexpr size_t kUnsharedRemembered = 8192;
 constexpr int kRegisterRounds = 4;
+constexpr int kCopyPatience = 1000;  // × 20 µs, for an agent to copy a page that it moved
+constexpr std::chrono::milliseconds kGrowthEvery{4};
+constexpr uint64_t kGrowthBytes = 2 << 20;  // a smaller mapping cannot carry a program far over its limit
 
 // The evictable mapping around `page`, with what touches it and would be one with it but for a protection that may
 // be temporary, or but for our own registration: a boundary in `maps` that was not there in `before`.
@@ -111,7 +114,7 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
   // natively, would fail half done (Linux 6.17). A mapping that grew or merged between the look and the call was
   // split all the same: the next round sees the rest beside it and mends that.
   std::vector<MapEntry> before;
-  for (int round = 0; round < kRegisterRounds; ++round) {
+  for (int round = 0;; ++round) {
     auto maps = memory_.ReadMaps();
     if (!maps.ok()) return;
     bool asked = false;
@@ -125,7 +128,8 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
     }
     before = std::move(*maps);
-    if (!asked) break;
+    if (!asked) break;  // so `before` was read after the last registration
+    if (round == kRegisterRounds) return;
   }
   std::vector<AddressRange> proven;
   AddressRange mapping;
@@ -143,6 +147,31 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
   for (const AddressRange& range : proven) registered_.Add(range.start, range.end);
 }
 
+bool Client::IsOwn(const AddressRange& range) const {
+  const auto overlaps = [&](const AddressRange& own) { return range.start < own.end && own.start < range.end; };
+  return overlaps(ranges_.arena) || overlaps(ranges_.staging);
+}
+
+void Client::RegisterGrowth() {
+  if (channel_ == nullptr || !evict_mu_.TryLock()) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (evicting_ && now - growth_at_ >= kGrowthEvery) {
+    growth_at_ = now;
+    scanner_.Refresh(memory_);
+    auto maps = memory_.ReadMaps();
+    std::vector<uint64_t> pages;
+    if (maps.ok()) {
+      for (const MapEntry& entry : *maps) {
+        if (!entry.private_rw_anonymous || entry.end - entry.start < kGrowthBytes || IsOwn({entry.start, entry.end})) continue;
+        // Its last page: growth goes upwards in a heap, and a mapping that is full needs no watching.
+        pages.push_back(entry.end - zp::kPageBytes);
+      }
+    }
+    RegisterFor(pages);
+  }
+  evict_mu_.Unlock();
+}
+
 // Asks with a ZEROPAGE for a page that is expected to be present: EEXIST if its mapping is registered, ENOENT if
 // not. Should it be missing, it is fresh memory, and zero is what a fault would have got.
 bool Client::IsRegistered(uint64_t page) {
@@ -155,6 +184,7 @@ bool Client::IsRegistered(uint64_t page) {
 uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages) {
   zp::WriterLock lock(meta_mu_);
   zp::MutexLock doom_lock(doomed_mu_);
+  channel_->ResetResults();
   uint32_t count = 0;
   uint64_t doomed = 0;
   for (const uint64_t address : pages) {
@@ -214,8 +244,21 @@ uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy)
   return evicted;
 }
 
+// The agent's word on slot n of a command that is over. An agent that was overruled may still be about to copy.
+uint32_t Client::SettledResult(uint32_t n) {
+  for (int waited = 0; channel_->result(n) == wire::kMoved; ++waited) {
+    if (waited >= kCopyPatience && memory_.Read(ranges_.staging.start + uint64_t{n} * zp::kPageBytes,
+                                                channel_->mutable_data(n), zp::kPageBytes)) {
+      channel_->SetCopied(n);
+    }
+    if (waited > 2 * kCopyPatience) break;
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+  return channel_->result(n);
+}
+
 bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>* busy) {
-  const uint32_t result = batch_posted_ ? channel_->result(n) : uint32_t{wire::kStale};
+  const uint32_t result = batch_posted_ ? SettledResult(n) : uint32_t{wire::kStale};
   uint64_t address = 0;
   {
     zp::ReaderLock lock(meta_mu_);

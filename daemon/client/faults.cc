@@ -27,6 +27,10 @@ zp::MutablePageView PageOf(FaultScratch& scratch, uint64_t i) {
 }  // namespace
 
 ResolveOutcome Client::Resolve(const Fault& fault, FaultScratch& scratch) {
+  if (Overrun() && MonotonicNs() - fault.started_ns < kThrottleNs) {
+    Add(stats_.faults_throttled);
+    return ResolveOutcome::kThrottled;
+  }
   const PageIndex page = PageIndex::FromAddress(fault.address);
   ResolveOutcome outcome = ResolveOutcome::kRequeue;
   {
@@ -49,6 +53,19 @@ ResolveOutcome Client::Resolve(const Fault& fault, FaultScratch& scratch) {
     Add(stats_.faults_retried);
   }
   return outcome;
+}
+
+bool Client::Overrun() const {
+  const uint64_t limit = limit_bytes();
+  return limit != 0 && evictable_.load(std::memory_order_relaxed) &&
+         Read(stats_.resident_bytes) > limit + limit * kOverrunPermille / 1000;
+}
+
+void Client::Grew(uint64_t pages) {
+  Add(stats_.resident_bytes, pages * zp::kPageBytes);
+  const uint64_t limit = limit_bytes();
+  if (limit == 0 || Read(stats_.resident_bytes) <= limit) return;
+  if (!reclaim_wanted_.exchange(true, std::memory_order_relaxed)) services_.host.WantReclaim();
 }
 
 // Grows while a thread's faults follow one another, and falls to one page when they don't.
@@ -96,6 +113,7 @@ ResolveOutcome Client::ZeroFill(PageIndex page, const Fault& fault) {
     filled = uffd_.Zero(address + zp::kPageBytes, around).pages;
     Add(stats_.fault_around_pages, filled);
   }
+  if (fault.write) Grew(1 + filled);  // who writes here goes on behind it
   // What was missing now, after its REMOVE was announced, holds nothing old any more.
   Undoom(address, address + (1 + filled) * zp::kPageBytes);
   return ResolveOutcome::kResolved;
@@ -155,6 +173,7 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
     case CopyOutcome::kPartly:
       Add(stats_.faults_stored);
       Add(stats_.read_ahead_pages, home - 1);
+      Grew(home);
       return ResolveOutcome::kResolved;
     case CopyOutcome::kRetry:
       return ResolveOutcome::kRequeue;

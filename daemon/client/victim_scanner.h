@@ -57,12 +57,12 @@ class VictimScanner {
   // Threads of the process, by their descriptors; `main_tid` is the one whose stack is [stack].
   void SetThreads(const std::vector<wire::ThreadRecord>& threads, int main_tid);
 
+  // Looks at the mappings, so that they mature before the first victim is wanted. Next does it, too.
+  void Refresh(const ProcessMemory& memory);
   // Up to `max_pages` addresses, ascending runs within one region after the other. Empty: nothing fit now.
   std::vector<uint64_t> Next(const ProcessMemory& memory, RegionHeat& heat, uint64_t max_pages);
 
  private:
-  void Refresh(const ProcessMemory& memory);
-
   std::vector<AddressRange> own_;
   std::vector<AddressRange> thread_windows_;
   RangeSet previous_, mature_;

@@ -38,6 +38,7 @@ class Server : public ClientHost {
   int Run();
 
   void AdoptChild(std::shared_ptr<Client> child) override;
+  void WantReclaim() override { reclaimer_.Poke(); }
   void OnGone(uint32_t id);
 
  private:

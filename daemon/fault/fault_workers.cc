@@ -139,6 +139,9 @@ void FaultWorkers::Handle(const std::shared_ptr<Watched>& watched, const Fault& 
     case ResolveOutcome::kRequeue:
       deferred->push_back({watched, fault, MonotonicNs() + kRequeueDelayNs});
       break;
+    case ResolveOutcome::kThrottled:
+      deferred->push_back({watched, fault, MonotonicNs() + kThrottleDelayNs});
+      break;
     case ResolveOutcome::kGone:
       on_gone_(watched->client->id());
       break;
@@ -159,7 +162,13 @@ void FaultWorkers::Run(size_t index) {
   std::vector<Fault> faults;
   std::vector<Deferred> deferred, due;
   while (!stopping_.load(std::memory_order_relaxed)) {
-    const timespec delay{0, static_cast<long>(kRequeueDelayNs)};
+    timespec delay{0, 0};
+    if (!deferred.empty()) {
+      uint64_t earliest = ~uint64_t{0};
+      for (const Deferred& item : deferred) earliest = std::min(earliest, item.due_ns);
+      const uint64_t now = MonotonicNs();
+      delay.tv_nsec = earliest > now ? static_cast<long>(earliest - now) : 0;
+    }
     epoll_event events[16];
     const int ready = epoll_pwait2(self.epoll.get(), events, 16, deferred.empty() ? nullptr : &delay, nullptr);
     for (int i = 0; i < ready; ++i) {

@@ -39,6 +39,7 @@ class FaultWorkers {
   static constexpr uint64_t kSampleEveryNs = 2'000'000;   // of one thread's CPU: a read of /proc costs 5-10 µs
   static constexpr uint64_t kSeenForNs = 10'000'000;      // how long a CPU stays armed after the last sighting
   static constexpr uint64_t kRequeueDelayNs = 50'000;
+  static constexpr uint64_t kThrottleDelayNs = 1'000'000;
   static constexpr size_t kTidSlots = 64;
 
   // A client and where its faults are taken.

@@ -11,6 +11,7 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr uint64_t kBatchesPerVisit = 16;
+constexpr uint64_t kWatchPermille = 100;   // this near the limit, growth is watched
 constexpr milliseconds kNearPause{4};        // 80 % of the limit and more: a program can allocate 10 MB meanwhile
 constexpr milliseconds kLongestPause{200};   // a program that grows past its limit is pushed back within a second
 constexpr milliseconds kRefusedPause{10};    // over the limit, but nothing can go at the moment
@@ -45,11 +46,18 @@ Reclaimer::Need Reclaimer::Visit(Client& client, FaultScratch& scratch) {
   if (limit == 0 || !client.has_agent()) return Need::kFar;
   const uint64_t target = limit - limit * kSlackPermille / 1000;
   uint64_t resident = client.SampleResident();
-  if (resident <= limit) return resident > limit / 10 * 8 ? Need::kNear : Need::kFar;
+  if (resident > limit - limit * kWatchPermille / 1000) client.RegisterGrowth();
+  if (resident <= limit) {
+    return resident > limit / 10 * 8 ? Need::kNear : Need::kFar;
+  }
   for (uint64_t batch = 0; batch < kBatchesPerVisit && resident > target; ++batch) {
     auto evicted = client.Evict((resident - target + zp::kPageBytes - 1) / zp::kPageBytes, scratch);
-    if (!evicted.ok() || *evicted == 0) return Need::kNear;
+    if (!evicted.ok() || *evicted == 0) {
+      client.SetEvictable(false);  // waiting would not help
+      return Need::kNear;
+    }
     resident = client.SampleResident();
+    client.SetEvictable(true);
   }
   return resident > target ? Need::kWork : Need::kNear;
 }
