@@ -3,7 +3,6 @@
 // Idea: what a fault costs is mostly the wake-up of its handler, and that is cheap only on the CPU of the
 // faulting thread (fact 10). So there is one worker per CPU, pinned to it, each with an epoll set of its own, and a
 // client's userfaultfd is armed only in the sets of the CPUs on which its faulting threads were lately seen.
-// SCHED_BATCH keeps a worker from preempting an application thread on another CPU.
 //
 // A fault that must wait (an undelivered event, a page on its way) is kept by address in its worker's queue and
 // tried again kRequeueDelay later: never spun on, never waited for with a lock held (H4, H16).
