@@ -46,8 +46,8 @@ The daemon: the system's, if one answers on the socket; else uzswap starts one f
 The limit is one of resident memory and holds for each process by itself: CMD and every dynamically linked program
 that it starts. Static and setuid programs cannot be attached; uzswap refuses to start them.
 
-Environment: UZSWAP_SOCKET, UZSWAP_LIMIT, UZSWAP_CODEC and UZSWAP_POOL stand in for the options, UZSWAP_AGENT names
-another libuzswap-agent.so, UZSWAP_QUIET=1 keeps agent and uzswap from remarks on stderr.
+Environment: UZSWAP_SOCKET, UZSWAP_LIMIT, UZSWAP_CODEC and UZSWAP_POOL stand in for the options, UZSWAP_AGENT and
+UZSWAPD name another libuzswap-agent.so and uzswapd, UZSWAP_QUIET=1 keeps agent and uzswap from remarks on stderr.
 
 Exit code: CMD's, and if a signal ends CMD, the same signal ends uzswap. Signals sent to uzswap reach CMD.
   125 uzswap itself failed (and said why)   126 CMD cannot be executed   127 CMD was not found)";
@@ -278,13 +278,13 @@ std::optional<CommandLine> ParseCommandLine(std::vector<std::string> words, int*
     line.command = Command::kRun;
     if (line.run.command.empty())
       return complain("which program? Write: uzswap run --limit 512M -- CMD ARGS…");
-    if (!limit.empty()) {
+    if (run->count("--limit") > 0) {
       if (!TakeSize("--limit", limit, &line.run.limit_bytes, &message)) return complain(message);
       if (line.run.limit_bytes == 0) return complain("--limit 0: leave --limit out for no limit");
       message = CheckResidentLimit(line.run.limit_bytes);
       if (!message.empty()) return complain("--limit: " + message);
     }
-    if (!pool_limit.empty()) {
+    if (run->count("--pool-limit") > 0) {
       if (!TakeSize("--pool-limit", pool_limit, &line.run.pool_limit_bytes, &message))
         return complain(message);
       if (line.run.pool_limit_bytes == 0)

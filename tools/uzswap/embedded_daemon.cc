@@ -5,7 +5,6 @@
 #include <linux/close_range.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -98,7 +97,6 @@ struct Descriptors {
 
 // Waits for the daemon's end and tidies up. Holds nothing of the caller's: neither files nor its terminal.
 [[noreturn]] void Keep(pid_t daemon, const std::string& directory) {
-  prctl(PR_SET_NAME, "uzswap-keeper");
   const int null_fd = open("/dev/null", O_RDWR);
   for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null_fd, fd);
   close_range(STDERR_FILENO + 1, ~0u, 0);

@@ -48,6 +48,14 @@ std::string ExecutableDirectory() {
 }
 
 OrMessage<std::string> FindDaemonProgram() {
+  const std::string named = Environment("UZSWAPD");
+  if (!named.empty()) {
+    const std::string path = Resolve(named);
+    if (!path.empty() && access(path.c_str(), X_OK) == 0) return path;
+    return Message{
+        fmt::format("UZSWAPD names {}, which is no program that you may execute; unset it, or set it to {}",
+                    named, kDaemonName)};
+  }
   const std::string here = ExecutableDirectory();
   const std::vector<std::string> places = {
       here + "/../../daemon/" + kDaemonName,

@@ -10,7 +10,7 @@ namespace uzswap::cli {
 // The directory of the running executable, without a final slash; "" if /proc is not there.
 std::string ExecutableDirectory();
 
-// uzswapd: the build tree's (../../daemon/), else the install prefix's, else along $PATH.
+// uzswapd: $UZSWAPD, else the build tree's (../../daemon/), else the install prefix's, else along $PATH.
 OrMessage<std::string> FindDaemonProgram();
 
 // libuzswap-agent.so: $UZSWAP_AGENT, else the build tree's (../agent/), else the install prefix's library

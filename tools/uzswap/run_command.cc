@@ -75,9 +75,9 @@ OrMessage<std::string> FindSystemDaemon(const RunOptions& options) {
   if (!options.socket.empty()) {
     return Message{answer.message + "; or leave --socket out: then uzswap starts one for this run"};
   }
-  const bool worth_telling = std::getenv("UZSWAP_SOCKET") != nullptr ||
-                             answer.result != AskResult::kNoDaemon ||
-                             (answer.status != ENOENT && answer.status != ECONNREFUSED);
+  // That nobody listens is the ordinary case; that somebody does and does not answer is worth a word.
+  const bool worth_telling =
+      answer.result != AskResult::kNoDaemon || (answer.status != ENOENT && answer.status != ECONNREFUSED);
   if (worth_telling && !Quiet()) Say(answer.message + ". Starting an embedded one.");
   return std::string();
 }

@@ -80,12 +80,10 @@ void AppendRow(std::string* out, const Cells& cells, const std::array<size_t, kH
 }
 
 std::string DaemonLine(const StatSnapshot& s) {
-  const std::string limit = s.totals.pool_limit_bytes == 0
-                                ? "no pool limit"
-                                : fmt::format("pool limit {}", FormatBytes(s.totals.pool_limit_bytes));
-  return fmt::format("{} {} (pid {}) up {}, {} in {}, {}, metadata {}\n",
-                     s.embedded ? "embedded uzswapd" : "uzswapd", s.daemon_version, s.daemon_pid,
-                     FormatDuration(s.uptime_seconds), s.codec, s.pool, limit,
+  return fmt::format("{} {}, up {}: {}, {}, pool limit {}, metadata {}\n",
+                     s.embedded ? "embedded uzswapd" : "uzswapd", s.daemon_pid,
+                     FormatDuration(s.uptime_seconds), s.codec, s.pool,
+                     s.totals.pool_limit_bytes == 0 ? "none" : FormatBytes(s.totals.pool_limit_bytes),
                      FormatBytes(s.totals.metadata_bytes));
 }
 
