@@ -25,22 +25,16 @@ zp::Result<std::unique_ptr<AgentChannel>> AgentChannel::Create() {
   return channel;
 }
 
-// Takes one report if one waits. Anything else that a client sends here is ignored.
+// Takes one report if one waits. A client that sends anything else here is not our agent any more.
 bool AgentChannel::TakeReport() {
   std::byte buffer[256];
-  for (;;) {
-    auto packet = ReceivePacket(socket_->get(), buffer);
-    if (!packet.ok()) {
-      if (packet.error().code != zp::Errc::kAgain) gone_ = true;
-      return false;
-    }
-    if (packet->bytes == 0) {
-      gone_ = true;
-      return false;
-    }
-    const auto* header = reinterpret_cast<const wire::Header*>(buffer);
-    if (packet->bytes >= sizeof(*header) && header->type == static_cast<uint16_t>(wire::MessageType::kReport)) return true;
-  }
+  auto packet = ReceivePacket(socket_->get(), buffer, Descriptors::kRefuse);
+  if (!packet.ok() && packet.error().code == zp::Errc::kAgain) return false;
+  wire::Header header{};
+  if (packet.ok() && packet->bytes >= sizeof(header)) memcpy(&header, buffer, sizeof(header));
+  if (header.type == static_cast<uint16_t>(wire::MessageType::kReport)) return true;
+  gone_ = true;
+  return false;
 }
 
 bool AgentChannel::Ready() {
@@ -66,9 +60,10 @@ zp::Status AgentChannel::Post(wire::Opcode opcode, std::span<const uint64_t> pag
   wire::Bare doorbell{MakeHeader(wire::MessageType::kDoorbell, sizeof(wire::Bare))};
   auto sent = SendPacket(socket_->get(), AsBytes(doorbell));
   if (!sent.ok()) {
-    shared.header.command.store(wire::kIdle, std::memory_order_release);
     if (sent.error().code == zp::Errc::kGone) gone_ = true;
-    return sent;
+    // Unless the doorbell of an earlier, revoked command has made the agent begin already.
+    uint32_t expected = wire::kPending;
+    if (shared.header.command.compare_exchange_strong(expected, wire::kIdle, std::memory_order_acq_rel)) return sent;
   }
   outstanding_ = true;
   return zp::OkStatus();
@@ -125,10 +120,11 @@ void AgentChannel::ReleaseGate() {
 
 void AgentChannel::SeizeGate() { ring()->header.gate.store(wire::kGateReader, std::memory_order_release); }
 
-std::vector<wire::ThreadRecord> AgentChannel::Threads() const {
-  const uint32_t count = std::min(ring()->header.thread_count, wire::kMaxThreadRecords);
+std::optional<std::vector<wire::ThreadRecord>> AgentChannel::Threads() const {
+  const uint32_t count = ring()->header.thread_count;
+  if (count == 0 || count > wire::kMaxThreadRecords) return std::nullopt;
   std::vector<wire::ThreadRecord> threads(count);
-  if (count > 0) memcpy(threads.data(), ring()->data, count * sizeof(wire::ThreadRecord));
+  memcpy(threads.data(), ring()->data, count * sizeof(wire::ThreadRecord));
   return threads;
 }
 

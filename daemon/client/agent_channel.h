@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -52,8 +53,8 @@ class AgentChannel {
   const uint8_t* data(uint32_t slot) const { return ring()->data[slot]; }
   uint8_t* mutable_data(uint32_t slot) { return ring()->data[slot]; }
   void SetCopied(uint32_t slot) { ring()->result[slot].store(wire::kCopied, std::memory_order_release); }
-  // Records of a finished kOpThreads, copied out.
-  std::vector<wire::ThreadRecord> Threads() const;
+  // Records of a finished kOpThreads, copied out; nothing if the agent could not list the threads.
+  std::optional<std::vector<wire::ThreadRecord>> Threads() const;
 
  private:
   AgentChannel(zp::UniqueFd fd, zp::Mapping mapping) : ring_fd_(std::move(fd)), mapping_(std::move(mapping)) {}

@@ -13,6 +13,7 @@ using zp::Slot;
 namespace {
 // Restore gives up on a page after this long without any progress.
 constexpr std::chrono::seconds kRestorePatience{10};
+constexpr std::chrono::milliseconds kDismissPatience{500};
 }  // namespace
 
 Client::Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
@@ -97,8 +98,15 @@ Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch)
   }
   result.failed = index_.stored();
   if (stop_evicting && result.failed == 0) {
+    // Also what the kernel registered beyond our knowledge: mappings that grew, or whose proof an event overtook.
+    const auto maps = has_memory_ ? memory_.ReadMaps() : zp::Result<std::vector<MapEntry>>(std::vector<MapEntry>());
     zp::WriterLock lock(meta_mu_);
     for (const AddressRange& range : registered_.All()) uffd_.Unregister(range.start, range.end - range.start);
+    if (maps.ok()) {
+      for (const MapEntry& entry : *maps) {
+        if (entry.private_anonymous) uffd_.Unregister(entry.start, entry.end - entry.start);
+      }
+    }
     registered_.clear();
   }
   return result;
@@ -108,6 +116,7 @@ void Client::Dismiss() {
   if (channel_ == nullptr) return;
   zp::MutexLock evicting(evict_mu_);
   evicting_ = false;
+  (void)channel_->Await(kDismissPatience);
   (void)channel_->Post(wire::kOpExit, {}, 0);
 }
 

@@ -156,6 +156,7 @@ class Client {
   ResolveOutcome Fill(zp::PageIndex page, zp::Slot slot, uint64_t window, FaultScratch& scratch)
       ZP_REQUIRES_SHARED(meta_mu_);
   ResolveOutcome FillFromStaging(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch) ZP_REQUIRES_SHARED(meta_mu_);
+  ResolveOutcome GiveStaged(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch) ZP_REQUIRES_SHARED(meta_mu_);
   uint64_t ReadAheadWindow(int tid, zp::PageIndex page);
   bool Overrun() const;
   void Grew(uint64_t pages);
@@ -187,6 +188,7 @@ class Client {
       ZP_EXCLUDES(meta_mu_);
   void CountRefusal(uint32_t result, uint64_t page) ZP_REQUIRES(evict_mu_);
   uint32_t SettledResult(uint32_t n);
+  void LoseStaged(zp::PageIndex page);
   void PutHome(uint32_t n, FaultScratch& scratch) ZP_EXCLUDES(meta_mu_);
   bool ReplaceStaging(uint32_t n, zp::Slot with) ZP_EXCLUDES(meta_mu_);
   void Unshare(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_);
@@ -217,6 +219,7 @@ class Client {
 
   zp::Mutex reader_mu_ ZP_ACQUIRED_AFTER(evict_mu_);
   int overruled_ ZP_GUARDED_BY(reader_mu_) = 0;
+  uint64_t overruled_ns_ ZP_GUARDED_BY(reader_mu_) = 0;
   std::atomic<bool> distrusted_{false};  // its gate is ignored, and nothing is evicted
 
   mutable zp::SharedMutex meta_mu_ ZP_ACQUIRED_AFTER(reader_mu_);

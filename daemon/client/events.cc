@@ -18,7 +18,8 @@ namespace {
 // The agent holds the gate for one ioctl of at most kPagesPerGate pages. Longer than this means that it lost its
 // CPU or was stopped: then it is overruled.
 constexpr std::chrono::milliseconds kGatePatience{20};
-constexpr int kOverrulesTolerated = 16;
+constexpr int kOverrulesTolerated = 16;                       // each less than
+constexpr uint64_t kOverruleMemoryNs = 10'000'000'000;        // this after the one before
 
 PageIndex PageAt(uint64_t address) { return PageIndex::FromAddress(address); }
 PageIndex PageEnd(uint64_t address) { return PageIndex::FromAddress(address + zp::kPageBytes - 1); }
@@ -27,6 +28,7 @@ PageIndex PageEnd(uint64_t address) { return PageIndex::FromAddress(address + zp
 
 void Client::ReadMessages(std::vector<Fault>* faults) {
   std::vector<Slot> dropped;
+  bool starved = false;
   {
     zp::MutexLock reading(reader_mu_);
     TakeGate();
@@ -35,7 +37,9 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
     // requeued meanwhile would find its new address empty and fill it with zeros.
     zp::WriterLock lock(meta_mu_);
     // Into the client table: a successor finds the last messages taken (design §6).
-    const size_t count = uffd_.Read(std::span(record_->messages));
+    const auto read = uffd_.Read(std::span(record_->messages));
+    const size_t count = read.ok() ? *read : 0;
+    starved = !read.ok();
     record_->messages_done = 0;
     record_->message_count = static_cast<uint32_t>(count);
     const uint64_t now = MonotonicNs();
@@ -61,6 +65,8 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
     if (channel_ != nullptr) channel_->ReleaseGate();
   }
   for (const Slot slot : dropped) Forget(slot);
+  // No descriptor for a forked child: the message stays readable, so don't come back at once.
+  if (starved) std::this_thread::sleep_for(kGatePatience);
 }
 
 void Client::TakeGate() {
@@ -68,8 +74,11 @@ void Client::TakeGate() {
   if (channel_->TryTakeGate(kGatePatience)) return;
   OverruleAgent();
   // A client that keeps doing this costs other clients' faults their time: it is served without its gate, and
-  // never evicted from again, so no MOVE of ours needs the gate.
-  if (++overruled_ >= kOverrulesTolerated) distrusted_.store(true, std::memory_order_relaxed);
+  // never evicted from again, so no MOVE of ours needs the gate. One that is stopped now and then is not meant.
+  const uint64_t now = MonotonicNs();
+  overruled_ = now - overruled_ns_ > kOverruleMemoryNs ? 1 : overruled_ + 1;
+  overruled_ns_ = now;
+  if (overruled_ >= kOverrulesTolerated) distrusted_.store(true, std::memory_order_relaxed);
 }
 
 // The agent sits on the gate, perhaps stopped between taking it and its MOVE (H21). Without a registered
@@ -209,6 +218,7 @@ void Client::SettleBatch() {
     // Moved, but the agent may not have copied it yet: it does so next, without the gate.
     const uint32_t result = SettledResult(n);
     if (result != wire::kCopied) {
+      if (result == wire::kMoved) LoseStaged(page);
       (void)index_.CompareExchange(page, staging, Slot::Empty());
       continue;
     }
@@ -223,9 +233,7 @@ void Client::SettleBatch() {
       services_.store.SetCapacity(limit);
     }
     if (!stored.ok()) {
-      // No memory at all. Lost pages are told (SIGBUS), never zero; this is the last resort of a dying machine.
-      Add(stats_.corrupt);
-      (void)uffd_.Poison(page.address());
+      LoseStaged(page);  // no memory at all: the last resort of a dying machine
       (void)index_.CompareExchange(page, staging, Slot::Empty());
       continue;
     }

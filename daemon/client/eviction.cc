@@ -19,7 +19,7 @@ constexpr std::chrono::milliseconds kAgentRunTime{500};    // to finish one that
 constexpr std::chrono::milliseconds kThreadsEvery{100};
 constexpr size_t kUnsharedRemembered = 8192;
 constexpr int kRegisterRounds = 4;
-constexpr int kCopyPatience = 1000;  // × 20 µs, for an agent to copy a page that it moved
+constexpr int kHomeTries = 2000;  // × 50 µs and more, for a page whose COPY the kernel refuses
 constexpr std::chrono::milliseconds kGrowthEvery{4};
 constexpr uint64_t kGrowthBytes = 2 << 20;  // a smaller mapping cannot carry a program far over its limit
 
@@ -86,8 +86,10 @@ void Client::RefreshThreads() {
   }
   if (!channel_->Post(wire::kOpThreads, {}, 0).ok()) return;
   if (channel_->Await(kAgentRunTime) != AgentChannel::AwaitOutcome::kDone) return;
+  const auto listed = channel_->Threads();
+  if (!listed.has_value()) return;  // no /proc there: stacks stay as they were known, doomed pages stay doomed
   threads_at_ = now;
-  const auto threads = channel_->Threads();
+  const auto& threads = *listed;
   scanner_.SetThreads(threads, identity_.pid);
   zp::MutexLock lock(doomed_mu_);
   for (const AddressRange& range : clearance_.Observe(threads)) doomed_.Remove(range.start, range.end);
@@ -117,6 +119,7 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
   for (int round = 0;; ++round) {
     auto maps = memory_.ReadMaps();
     if (!maps.ok()) return;
+    UZSWAP_PAUSE_POINT("register.maps_read");
     bool asked = false;
     AddressRange mapping;
     for (const uint64_t page : unknown) {
@@ -127,6 +130,7 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       asked = true;
       (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
     }
+    UZSWAP_PAUSE_POINT("register.asked");
     before = std::move(*maps);
     if (!asked) break;  // so `before` was read after the last registration
     if (round == kRegisterRounds) return;
@@ -244,17 +248,21 @@ uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy)
   return evicted;
 }
 
-// The agent's word on slot n of a command that is over. An agent that was overruled may still be about to copy.
+// The agent's word on slot n of a command that is over or cannot go on. What it moved and did not copy (it was
+// stopped, killed, or is hostile) lies still in staging.
 uint32_t Client::SettledResult(uint32_t n) {
-  for (int waited = 0; channel_->result(n) == wire::kMoved; ++waited) {
-    if (waited >= kCopyPatience && memory_.Read(ranges_.staging.start + uint64_t{n} * zp::kPageBytes,
-                                                channel_->mutable_data(n), zp::kPageBytes)) {
-      channel_->SetCopied(n);
-    }
-    if (waited > 2 * kCopyPatience) break;
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  const uint32_t result = channel_->result(n);
+  if (result != wire::kMoved) return result;
+  const uint64_t staged = ranges_.staging.start + uint64_t{n} * zp::kPageBytes;
+  return memory_.Read(staged, channel_->mutable_data(n), zp::kPageBytes) ? uint32_t{wire::kCopied} : result;
+}
+
+// A page that left the application and cannot be had from staging: lost, which is told (SIGBUS), never zero.
+void Client::LoseStaged(PageIndex page) {
+  Add(stats_.corrupt);
+  for (int tries = 0; tries < kHomeTries && uffd_.Poison(page.address()).outcome == CopyOutcome::kRetry; ++tries) {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
-  return channel_->result(n);
 }
 
 bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>* busy) {
@@ -282,11 +290,7 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
   }
   CountRefusal(result, address);
   if (result == wire::kBusy) busy->push_back(address);
-  if (result == wire::kMoved) {
-    // It left the application and cannot be read from staging: lost, which is told, never zero.
-    Add(stats_.corrupt);
-    (void)uffd_.Poison(address);
-  }
+  if (result == wire::kMoved) LoseStaged(PageIndex::FromAddress(address));
   (void)ReplaceStaging(n, Slot::Empty());
   return false;
 }
@@ -309,25 +313,32 @@ bool Client::ReplaceStaging(uint32_t n, Slot with) {
   }
 }
 
-// The pool is full: the page goes back where it was, uncompressed. Ends when its slot is no longer ours.
+// The pool is full: the page goes back where it was, uncompressed, from the caller's copy in `scratch`.
 void Client::PutHome(uint32_t n, FaultScratch& scratch) {
   const Slot staging = Slot::Busy(kStaging, n);
-  for (;;) {
+  for (int tries = 0; tries < kHomeTries;) {
     {
       zp::ReaderLock lock(meta_mu_);
       const PageIndex page = PageIndex::FromAddress(batch_page_[n]);
       const Slot now = index_.Get(page);
       if (now == staging) {
-        if (FillFromStaging(page, now, scratch) == ResolveOutcome::kGone) {
-          (void)index_.CompareExchange(page, staging, Slot::Empty());
-          return;
-        }
+        const ResolveOutcome outcome = GiveStaged(page, now, scratch);
+        if (outcome == ResolveOutcome::kResolved && index_.Get(page) != staging) return;
+        if (outcome == ResolveOutcome::kGone) break;
+        if (outcome == ResolveOutcome::kResolved) ++tries;
       } else if (!(now.is_busy() && now.busy_kind() == kFilling)) {
-        return;
+        return;  // a fault took it home, or an event dropped it
       }
     }
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
+  zp::PageIndex page;
+  {
+    zp::ReaderLock lock(meta_mu_);
+    page = PageIndex::FromAddress(batch_page_[n]);
+  }
+  LoseStaged(page);
+  (void)ReplaceStaging(n, Slot::Empty());
 }
 
 // After a fork a page stays shared until it is written (6.2): written by populate, by the agent, outside the gate.

@@ -142,9 +142,9 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
   if (corrupt) {
     // Lost, not zero: whoever touches it is told (14.2). The object stays out of use but the slot is free.
     Add(stats_.corrupt);
-    const CopyResult poisoned = uffd_.Poison(address);
-    if (poisoned.outcome == CopyOutcome::kRetry) return ResolveOutcome::kRequeue;
-    if (poisoned.outcome == CopyOutcome::kTargetGone) return ResolveOutcome::kGone;
+    const CopyOutcome poisoned = uffd_.Poison(address).outcome;
+    if (poisoned == CopyOutcome::kRetry || poisoned == CopyOutcome::kFailed) return ResolveOutcome::kRequeue;
+    if (poisoned == CopyOutcome::kTargetGone) return ResolveOutcome::kGone;
     if (index_.CompareExchange(page, slot, Slot::Empty()) == Exchange::kDone) Forget(slot);
     uffd_.Wake(address, zp::kPageBytes);
     return ResolveOutcome::kResolved;
@@ -193,9 +193,15 @@ ResolveOutcome Client::FillFromStaging(PageIndex page, Slot slot, FaultScratch& 
   const uint32_t n = slot.busy_payload();
   // Not moved yet, or not copied yet: a matter of microseconds, or of the batch's end.
   if (n >= wire::kRingSlots || channel_->result(n) != wire::kCopied) return ResolveOutcome::kRequeue;
+  memcpy(scratch.run.data(), channel_->data(n), zp::kPageBytes);
+  return GiveStaged(page, slot, scratch);
+}
+
+// Sends the first page of `scratch.run` home as the content of a slot in staging. kResolved with the slot as it was:
+// the kernel refused, and the waiting thread was told to ask again.
+ResolveOutcome Client::GiveStaged(PageIndex page, Slot slot, FaultScratch& scratch) {
   const Slot filling = Slot::Busy(kFilling, 0);
   if (index_.CompareExchange(page, slot, filling) != Exchange::kDone) return ResolveOutcome::kRequeue;
-  memcpy(scratch.run.data(), channel_->data(n), zp::kPageBytes);
   const CopyResult result = uffd_.Copy(page.address(), scratch.run.data(), 1);
   const bool home = result.outcome == CopyOutcome::kCopied || result.outcome == CopyOutcome::kAlreadyPresent;
   (void)index_.CompareExchange(page, filling, home ? Slot::Empty() : slot);

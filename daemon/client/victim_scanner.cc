@@ -107,6 +107,8 @@ std::vector<uint64_t> VictimScanner::Next(const ProcessMemory& memory, RegionHea
 
 std::vector<AddressRange> DoomClearance::Observe(const std::vector<wire::ThreadRecord>& threads) {
   const auto outside = [](const wire::ThreadRecord& thread) {
+    // Blocked outside a system call without a robust list: a kernel worker of io_uring, perhaps at a madvise.
+    if (thread.syscall == -1 && thread.robust_list == 0) return false;
     return thread.syscall != -2 && thread.syscall != SYS_madvise && thread.syscall != SYS_process_madvise;
   };
   std::vector<AddressRange> cleared;

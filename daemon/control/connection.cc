@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+#include <thread>
 
 namespace uzswap {
 namespace {
@@ -17,6 +19,12 @@ bool Sane(uint64_t start, uint64_t bytes) {
 }
 
 std::string TextOf(const char* field, size_t capacity) { return {field, strnlen(field, capacity)}; }
+
+bool IsUserfaultfd(int fd) {
+  char target[64] = {};
+  const std::string link = fmt::format("/proc/self/fd/{}", fd);
+  return readlink(link.c_str(), target, sizeof(target) - 1) > 0 && strcmp(target, "anon_inode:[userfaultfd]") == 0;
+}
 
 const char* Explain(const zp::Error& error) {
   switch (error.code) {
@@ -49,7 +57,8 @@ Connection::Next Connection::Refuse(const std::string& reason) {
 
 Connection::Next Connection::OnReadable() {
   alignas(8) std::byte buffer[wire::kMaxPacketBytes];
-  auto received = ReceivePacket(socket_->get(), buffer);
+  const auto descriptors = state_ == State::kWantContext ? Descriptors::kAccept : Descriptors::kRefuse;
+  auto received = ReceivePacket(socket_->get(), buffer, descriptors);
   if (!received.ok()) {
     if (received.error().code == zp::Errc::kAgain) return Next::kWait;
     reason_ = "the peer reset the connection";
@@ -127,6 +136,11 @@ Connection::Next Connection::OnHello(std::span<const std::byte> packet) {
 
 Connection::Next Connection::OnContext(zp::UniqueFd fd) {
   if (!fd.valid()) return Refuse("the Context message brought no userfaultfd");
+  if (!IsUserfaultfd(fd.get())) {
+    // Closed elsewhere: a file system of the peer's could keep the closing thread for ever.
+    std::thread([stranger = std::make_shared<zp::UniqueFd>(std::move(fd))] { stranger->reset(); }).detach();
+    return Refuse("the Context message's descriptor is not a fresh userfaultfd");
+  }
   auto uffd = Userfaultfd::Adopt(std::move(fd));
   if (!uffd.ok()) return Refuse("the Context message's descriptor is unusable");
   const auto handshake = uffd->Handshake();
@@ -157,6 +171,7 @@ Connection::Next Connection::OnReady() {
     return Refuse("the agent's staging memory is not registered with its userfaultfd");
   }
   uint64_t seen = 0;
+  if (!memory_.IsPlainMemory(hello_.staging_start, hello_.staging_bytes)) return Refuse("the agent's staging memory is no plain memory");
   if (!memory_.Read(hello_.staging_start, &seen, sizeof(seen)) || seen != nonce_) {
     return Refuse("the userfaultfd does not belong to the process that connected");
   }

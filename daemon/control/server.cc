@@ -6,11 +6,14 @@
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 
 #include "daemon/control/describe.h"
 #include "daemon/control/requests.h"
@@ -23,9 +26,16 @@ using std::chrono::seconds;
 
 constexpr seconds kHandshakeTime{10};
 constexpr size_t kMaxConnections = 4096;
+constexpr size_t kMaxHalfOpen = 128;            // of one user
+constexpr size_t kDescriptorsPerClient = 8;     // userfaultfd, ring, socket, five files of /proc
 constexpr milliseconds kTick{50};             // while something is about to end
 constexpr seconds kChildProbe{1};             // forked children tell nobody of their end
 constexpr seconds kLingerTime{5};
+
+size_t DescriptorLimit() {
+  rlimit limit{};
+  return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 1024;
+}
 
 zp::Status Add(int epoll, int fd, uint32_t events) {
   epoll_event event{};
@@ -78,11 +88,7 @@ int Server::Run() {
   for (;;) {
     if (parent_gone_ && registry_.size() == 0 && connections_.empty()) return 0;
     epoll_event events[32];
-    const int timeout = !NeedsHousekeeping() ? -1
-                        : lingering_.empty() && connections_.empty()
-                            ? static_cast<int>(std::chrono::milliseconds(kChildProbe).count())
-                            : static_cast<int>(kTick.count());
-    const int ready = epoll_wait(epoll_.get(), events, 32, timeout);
+    const int ready = epoll_wait(epoll_.get(), events, 32, HousekeepingDelay());
     if (ready < 0 && errno != EINTR) {
       spdlog::error("epoll_wait: {}", strerror(errno));
       return 1;
@@ -126,7 +132,12 @@ void Server::Accept() {
     ucred credentials{};
     socklen_t length = sizeof(credentials);
     if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) continue;
-    if (connections_.size() >= kMaxConnections) continue;  // closed: too many half-open ones
+    // Closed at once: one user must not take the places of all.
+    if (connections_.size() >= kMaxConnections || HalfOpen(credentials.uid) >= kMaxHalfOpen) continue;
+    if (registry_.size() * kDescriptorsPerClient > DescriptorLimit() / 10 * 8) {
+      spdlog::error("no descriptors left for a new client; raise LimitNOFILE");
+      continue;
+    }
     const int key = fd.get();
     if (!Add(epoll_.get(), key, EPOLLIN | EPOLLRDHUP).ok()) continue;
     connections_[key] = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(fd)),
@@ -135,13 +146,18 @@ void Server::Accept() {
   }
 }
 
+size_t Server::HalfOpen(uid_t uid) const {
+  return static_cast<size_t>(std::count_if(connections_.begin(), connections_.end(),
+                                           [uid](const auto& entry) { return entry.second->peer().uid == uid; }));
+}
+
 void Server::OnConnection(int fd, uint32_t events) {
   const auto attached = attached_.find(fd);
   if (attached != attached_.end()) {
     // Reports are taken by whoever evicts; here only the end of the socket counts.
     if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) == 0) return;
     (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
-    lingering_.push_back({attached->second, Clock::now()});
+    lingering_.push_back({attached->second, Clock::now(), false});
     attached_.erase(attached);
     return;
   }
@@ -172,8 +188,8 @@ void Server::OnAttached(const Connection& connection) {
   event.data.fd = fd;
   (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event);
   attached_[fd] = client->id();
-  registry_.Add(client);
   workers_->Watch(client);
+  registry_.Add(client);
   reclaimer_.Poke();
   spdlog::info("client {}: pid {} ({}) attached, limit {}", client->id(), client->identity().pid, client->identity().comm,
                client->limit_bytes().load());
@@ -186,8 +202,8 @@ void Server::CloseConnection(int fd) {
 }
 
 void Server::AdoptChild(std::shared_ptr<Client> child) {
-  registry_.Add(child);
-  workers_->Watch(std::move(child));
+  workers_->Watch(child);  // first: what can be found can be removed
+  registry_.Add(std::move(child));
   const uint64_t one = 1;
   (void)!write(wake_.get(), &one, sizeof(one));  // begin to probe for its end
 }
@@ -211,16 +227,18 @@ void Server::RemoveClient(uint32_t id) {
     attached_.erase(it);
     break;
   }
-  registry_.RememberGone(DescribeClient(*client, "gone").dump());
+  registry_.RememberGone(DescribeClient(*client, "gone").dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   spdlog::info("client {}: pid {} ({}) is gone", id, client->identity().pid, client->identity().comm);
 }
 
-bool Server::NeedsHousekeeping() const {
-  if (!lingering_.empty() || !connections_.empty()) return true;
-  for (const auto& client : registry_.All()) {
-    if (!client->has_agent()) return true;
-  }
-  return false;
+// Milliseconds until the next round of housekeeping; -1: nothing needs one.
+int Server::HousekeepingDelay() const {
+  const auto now = Clock::now();
+  const auto soon = [&](const Lingering& entry) { return now - entry.since <= kLingerTime; };
+  if (!connections_.empty() || std::any_of(lingering_.begin(), lingering_.end(), soon)) return static_cast<int>(kTick.count());
+  bool probe = !lingering_.empty();
+  for (const auto& client : registry_.All()) probe = probe || !client->has_agent();
+  return probe ? static_cast<int>(milliseconds(kChildProbe).count()) : -1;
 }
 
 void Server::Housekeeping() {
@@ -230,17 +248,19 @@ void Server::Housekeeping() {
     gone.swap(gone_);
   }
   const auto now = Clock::now();
-  std::erase_if(lingering_, [&](const Lingering& entry) {
+  std::erase_if(lingering_, [&](Lingering& entry) {
     const auto client = registry_.Find(entry.id);
     if (client == nullptr) return true;
     if (client->Gone()) {
       gone.push_back(entry.id);
       return true;
     }
-    if (now - entry.since < kLingerTime) return false;
-    spdlog::warn("client {}: pid {} lives without its agent; its pages are served, none are evicted any more", entry.id,
-                 client->identity().pid);
-    return true;
+    if (!entry.warned && now - entry.since > kLingerTime) {
+      entry.warned = true;
+      spdlog::warn("client {}: pid {} lives without its agent; its pages are served, none are evicted any more", entry.id,
+                   client->identity().pid);
+    }
+    return false;
   });
   for (const auto& client : registry_.All()) {
     if (!client->has_agent() && client->Gone()) gone.push_back(client->id());
@@ -256,20 +276,27 @@ void Server::Housekeeping() {
 // Everything goes home first. A page that cannot is a reason to stay: nobody else has it.
 bool Server::BringAllHome() {
   auto scratch = std::make_unique<FaultScratch>();
-  bool all = true;
-  for (const auto& client : registry_.All()) {
-    const auto result = client->Restore(true, *scratch);
-    spdlog::info("client {}: pid {}: {} pages brought home", client->id(), client->identity().pid, result.pages);
-    if (result.failed > 0 && !client->Gone()) {
-      all = false;
-      spdlog::error("client {}: pid {}: {} pages could not be brought home; the daemon stays, stop that program first",
-                    client->id(), client->identity().pid, result.failed);
-      continue;
+  std::set<uint32_t> failed;
+  // A program may fork while it is brought home, and the child holds all that its parent held: go on until a look
+  // finds nobody new. A client whose ranges are unregistered cannot have another child that needs us.
+  for (bool again = true; again;) {
+    again = false;
+    for (const auto& client : registry_.All()) {
+      if (failed.contains(client->id())) continue;
+      again = true;
+      const auto result = client->Restore(true, *scratch);
+      spdlog::info("client {}: pid {}: {} pages brought home", client->id(), client->identity().pid, result.pages);
+      if (result.failed > 0 && !client->Gone()) {
+        failed.insert(client->id());
+        spdlog::error("client {}: pid {}: {} pages could not be brought home; the daemon stays, stop that program first",
+                      client->id(), client->identity().pid, result.failed);
+        continue;
+      }
+      client->Dismiss();
+      RemoveClient(client->id());
     }
-    client->Dismiss();
-    RemoveClient(client->id());
   }
-  return all;
+  return failed.empty();
 }
 
 void Server::Answer(const Connection& connection) {

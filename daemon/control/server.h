@@ -48,6 +48,7 @@ class Server : public ClientHost {
   struct Lingering {
     uint32_t id = 0;
     Clock::time_point since;
+    bool warned = false;
   };
 
   void Accept();
@@ -57,7 +58,8 @@ class Server : public ClientHost {
   void Answer(const Connection& connection);
   void RemoveClient(uint32_t id);
   void Housekeeping();
-  bool NeedsHousekeeping() const;
+  int HousekeepingDelay() const;
+  size_t HalfOpen(uid_t uid) const;
   bool BringAllHome();
   void RunOperations();
 

@@ -72,14 +72,14 @@ void FaultWorkers::Watch(std::shared_ptr<Client> client) {
   auto watched = std::make_shared<Watched>();
   const uint64_t id = client->id();
   watched->client = std::move(client);
-  {
-    zp::WriterLock lock(mu_);
-    watched_[id] = watched;
-  }
   // Until its threads were seen, any CPU may take its faults.
   zp::MutexLock lock(watched->mu);
   watched->armed.resize(workers_.size());
   watched->seen_ns.resize(workers_.size());
+  {
+    zp::WriterLock registry_lock(mu_);
+    watched_[id] = watched;
+  }
   for (size_t i = 0; i < workers_.size(); ++i) Arm(*watched, i, true);
 }
 
@@ -135,16 +135,19 @@ void FaultWorkers::Place(Watched& watched, int tid) {
 }
 
 void FaultWorkers::Handle(const std::shared_ptr<Watched>& watched, const Fault& fault, FaultScratch& scratch,
-                          std::vector<Deferred>* deferred) {
+                          Queue* deferred) {
+  const auto defer = [&](uint64_t delay_ns) {
+    deferred->try_emplace({watched->client->id(), fault.address}, Deferred{watched, fault, MonotonicNs() + delay_ns});
+  };
   switch (watched->client->Resolve(fault, scratch)) {
     case ResolveOutcome::kResolved:
       Place(*watched, fault.tid);
       break;
     case ResolveOutcome::kRequeue:
-      deferred->push_back({watched, fault, MonotonicNs() + kRequeueDelayNs});
+      defer(kRequeueDelayNs);
       break;
     case ResolveOutcome::kThrottled:
-      deferred->push_back({watched, fault, MonotonicNs() + kThrottleDelayNs});
+      defer(kThrottleDelayNs);
       break;
     case ResolveOutcome::kGone:
       on_gone_(watched->client->id());
@@ -164,12 +167,13 @@ void FaultWorkers::Run(size_t index) {
 
   auto scratch = std::make_unique<FaultScratch>();
   std::vector<Fault> faults;
-  std::vector<Deferred> deferred, due;
+  Queue deferred;
+  std::vector<Deferred> due;
   while (!stopping_.load(std::memory_order_relaxed)) {
     timespec delay{0, 0};
     if (!deferred.empty()) {
       uint64_t earliest = ~uint64_t{0};
-      for (const Deferred& item : deferred) earliest = std::min(earliest, item.due_ns);
+      for (const auto& [key, item] : deferred) earliest = std::min(earliest, item.due_ns);
       const uint64_t now = MonotonicNs();
       delay.tv_nsec = earliest > now ? static_cast<long>(earliest - now) : 0;
     }
@@ -186,15 +190,11 @@ void FaultWorkers::Run(size_t index) {
     if (deferred.empty()) continue;
     const uint64_t now = MonotonicNs();
     due.clear();
-    for (size_t i = 0; i < deferred.size();) {
-      if (deferred[i].due_ns > now) {
-        ++i;
-        continue;
-      }
-      due.push_back(std::move(deferred[i]));
-      deferred[i] = std::move(deferred.back());
-      deferred.pop_back();
-    }
+    std::erase_if(deferred, [&](auto& entry) {
+      if (entry.second.due_ns > now) return false;
+      due.push_back(std::move(entry.second));
+      return true;
+    });
     for (const Deferred& item : due) Handle(item.watched, item.fault, *scratch, &deferred);
   }
 }

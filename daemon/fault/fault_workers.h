@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <thread>
 #include <unordered_map>
@@ -64,7 +65,9 @@ class FaultWorkers {
   explicit FaultWorkers(std::function<void(uint32_t)> on_gone) : on_gone_(std::move(on_gone)) {}
   zp::Status Init();
   void Run(size_t index);
-  void Handle(const std::shared_ptr<Watched>& watched, const Fault& fault, FaultScratch& scratch, std::vector<Deferred>* deferred);
+  using Queue = std::map<std::pair<uint32_t, uint64_t>, Deferred>;  // by client and address: a duplicate adds nothing
+
+  void Handle(const std::shared_ptr<Watched>& watched, const Fault& fault, FaultScratch& scratch, Queue* deferred);
   void Place(Watched& watched, int tid);
   void Arm(Watched& watched, size_t worker, bool on) ZP_REQUIRES(watched.mu);
   std::shared_ptr<Watched> Find(uint64_t id) const;

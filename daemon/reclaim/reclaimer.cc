@@ -15,6 +15,7 @@ constexpr uint64_t kWatchPermille = 100;   // this near the limit, growth is wat
 constexpr milliseconds kNearPause{4};        // 80 % of the limit and more: a program can allocate 10 MB meanwhile
 constexpr milliseconds kLongestPause{200};   // a program that grows past its limit is pushed back within a second
 constexpr milliseconds kRefusedPause{10};    // over the limit, but nothing can go at the moment
+constexpr std::chrono::seconds kReclaimTime{60};
 constexpr uint64_t kNoProgressTries = 200;   // of ReclaimNow: two seconds
 
 }  // namespace
@@ -108,10 +109,12 @@ void Reclaimer::Run() {
 }
 
 uint64_t Reclaimer::ReclaimNow(Client& client, uint64_t bytes, FaultScratch& scratch) {
-  const uint64_t wanted = (bytes + zp::kPageBytes - 1) / zp::kPageBytes;
+  // No more than is there, and not for ever: a program that takes its pages back at once never ends this.
+  const uint64_t wanted = (std::min(bytes, client.SampleResident()) + zp::kPageBytes - 1) / zp::kPageBytes;
+  const auto deadline = std::chrono::steady_clock::now() + kReclaimTime;
   uint64_t done = 0;
   uint64_t idle = 0;
-  while (done < wanted && idle < kNoProgressTries) {
+  while (done < wanted && idle < kNoProgressTries && std::chrono::steady_clock::now() < deadline) {
     auto evicted = client.Evict(wanted - done, scratch);
     if (!evicted.ok() && evicted.error().code == zp::Errc::kGone) break;
     if (evicted.ok() && *evicted > 0) {

@@ -34,15 +34,17 @@ zp::Status SendPacket(int socket, std::span<const std::byte> packet, int fd) {
   return zp::Error{zp::Errc::kGone, errno, "sending a packet"};
 }
 
-zp::Result<Packet> ReceivePacket(int socket, std::span<std::byte> buffer) {
+zp::Result<Packet> ReceivePacket(int socket, std::span<std::byte> buffer, Descriptors descriptors) {
   iovec io{buffer.data(), buffer.size()};
-  constexpr size_t kMaxDescriptors = 8;  // more than one is a mistake or malice; take and close them
+  constexpr size_t kMaxDescriptors = 1;  // the kernel drops what does not fit
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))] = {};
   msghdr message{};
   message.msg_iov = &io;
   message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
+  if (descriptors == Descriptors::kAccept) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+  }
   ssize_t got = 0;
   do {
     got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
@@ -53,7 +55,7 @@ zp::Result<Packet> ReceivePacket(int socket, std::span<std::byte> buffer) {
   }
   Packet packet;
   packet.bytes = static_cast<size_t>(got);
-  packet.truncated = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
+  packet.truncated = (message.msg_flags & MSG_TRUNC) != 0;
   for (cmsghdr* head = CMSG_FIRSTHDR(&message); head != nullptr; head = CMSG_NXTHDR(&message, head)) {
     if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (head->cmsg_len - CMSG_LEN(0)) / sizeof(int);

@@ -24,7 +24,10 @@ struct Packet {
 
 // kAgain if nothing waits and the socket does not block; kGone if the peer closed or reset.
 zp::Status SendPacket(int socket, std::span<const std::byte> packet, int fd = -1);
-zp::Result<Packet> ReceivePacket(int socket, std::span<std::byte> buffer);
+// Descriptors are taken only where one is expected: closing a hostile one (of a FUSE file) can block for ever, while
+// what is not taken is dropped by the kernel without asking its file system.
+enum class Descriptors { kAccept, kRefuse };
+zp::Result<Packet> ReceivePacket(int socket, std::span<std::byte> buffer, Descriptors descriptors);
 
 template <typename T>
 std::span<const std::byte> AsBytes(const T& message) {

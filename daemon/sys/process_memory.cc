@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
@@ -105,6 +106,14 @@ zp::Result<std::vector<MapEntry>> ProcessMemory::ReadMaps() const {
   return maps;
 }
 
+bool ProcessMemory::IsPlainMemory(uint64_t start, uint64_t bytes) const {
+  const auto maps = ReadMaps();
+  if (!maps.ok()) return false;
+  return std::any_of(maps->begin(), maps->end(), [&](const MapEntry& entry) {
+    return entry.private_rw_anonymous && entry.start <= start && start + bytes <= entry.end;
+  });
+}
+
 zp::Result<std::vector<MapEntry>> ProcessMemory::ReadWipeOnFork() const {
   const std::string text = ZP_TRY(ReadAll(smaps_.get(), "reading smaps"));
   std::vector<MapEntry> found;
@@ -161,6 +170,9 @@ std::string ReadComm(pid_t pid) {
   if (got <= 0) return {};
   std::string name(text, static_cast<size_t>(got));
   while (!name.empty() && name.back() == '\n') name.pop_back();
+  for (char& c : name) {
+    if (c < 0x20 || c > 0x7e) c = '?';  // its owner chose it: nothing for a terminal or a JSON text
+  }
   return name;
 }
 

@@ -36,6 +36,8 @@ class ProcessMemory {
   static zp::Result<ProcessMemory> Open(pid_t pid);
 
   zp::Result<std::vector<MapEntry>> ReadMaps() const;
+  // Whether one private anonymous mapping holds the whole range.
+  bool IsPlainMemory(uint64_t start, uint64_t bytes) const;
   // Ranges with MADV_WIPEONFORK (VmFlags "wf"): a child must see zeros there (H11). Walks page tables: slow.
   zp::Result<std::vector<MapEntry>> ReadWipeOnFork() const;
   // Present, anonymous, not the shared zero page, within [start, end): appended to `out` as page runs, at most
@@ -50,7 +52,7 @@ class ProcessMemory {
   zp::UniqueFd maps_, smaps_, pagemap_, mem_, statm_;
 };
 
-// The name of the program, for people; "" if it is gone.
+// The name of the program, for people: printable ASCII, '?' for anything else; "" if it is gone.
 std::string ReadComm(pid_t pid);
 // CPU on which thread `tid` of `pid` last ran, or -1.
 int ReadTaskCpu(pid_t pid, int tid);

@@ -8,8 +8,6 @@
 namespace uzswap {
 namespace {
 
-alignas(4096) const std::byte kZeroPage[zp::kPageBytes] = {};
-
 // COPY, ZEROPAGE and POISON answer alike: `done` is the out field, bytes done or -errno.
 CopyResult Judge(int ret, int error, int64_t done, uint64_t pages) {
   if (ret == 0) return {CopyOutcome::kCopied, pages, 0};
@@ -102,13 +100,18 @@ CopyResult Userfaultfd::Poison(uint64_t address) const {
 }
 
 bool Userfaultfd::TargetGone() const {
-  // Page 16 is never mapped (vm.mmap_min_addr): ENOENT while the memory lives, ESRCH after.
-  return Copy(0x10000, kZeroPage, 1).outcome == CopyOutcome::kTargetGone;
+  // Removing a write protection that nobody set changes nothing, whatever is mapped there.
+  uffdio_writeprotect probe{};
+  probe.range.start = 0x10000;
+  probe.range.len = zp::kPageBytes;
+  probe.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+  return ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &probe) != 0 && errno == ESRCH;
 }
 
-size_t Userfaultfd::Read(std::span<uffd_msg> messages) const {
+zp::Result<size_t> Userfaultfd::Read(std::span<uffd_msg> messages) const {
   const ssize_t got = read(fd_.get(), messages.data(), messages.size_bytes());
-  return got <= 0 ? 0 : static_cast<size_t>(got) / sizeof(uffd_msg);
+  if (got < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) return zp::Error{zp::Errc::kNoMemory, errno, "reading a FORK message"};
+  return got <= 0 ? size_t{0} : static_cast<size_t>(got) / sizeof(uffd_msg);
 }
 
 }  // namespace uzswap

@@ -57,11 +57,12 @@ class Userfaultfd {
   CopyResult Zero(uint64_t address, uint64_t pages) const;
   // Marks a missing page lost: whoever touches it gets SIGBUS (14.2).
   CopyResult Poison(uint64_t address) const;
-  // True if the process's memory is gone (exit, exec): asked by a harmless COPY (5.11).
+  // True if the process's memory is gone (exit, exec).
   bool TargetGone() const;
 
-  // Reads up to `messages.size()` messages. 0: none was waiting.
-  size_t Read(std::span<uffd_msg> messages) const;
+  // Reads up to `messages.size()` messages. 0: none was waiting. kNoMemory: a fork waits for a descriptor for its
+  // child, which this process has none left for; its message stays in the queue.
+  zp::Result<size_t> Read(std::span<uffd_msg> messages) const;
 
   int fd() const { return fd_.get(); }
   bool valid() const { return fd_.valid(); }

@@ -35,6 +35,7 @@ struct AgentState {
   wire::Ring* ring;
   int socket;
   int uffd;
+  int tasks;  // /proc/self/task, opened before the program can chroot away from it; -1: there is none
   int32_t own_tid;
 
   // Buffers too large for comfort on a 64 KiB stack.

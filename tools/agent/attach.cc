@@ -197,6 +197,7 @@ bool Handshake(AgentState& state) {
 }
 
 void CloseAll(AgentState& state) {
+  if (state.tasks >= 0) Sys(SYS_close, state.tasks);
   if (state.uffd >= 0) Sys(SYS_close, state.uffd);
   if (state.socket >= 0) Sys(SYS_close, state.socket);
   if (state.ring != nullptr) Sys(SYS_munmap, state.ring, wire::kRingBytes);
@@ -217,6 +218,7 @@ void EmptyStaging(AgentState& state) {
 
 bool Attach(AgentState& state) {
   state.socket = state.uffd = -1;
+  state.tasks = static_cast<int>(Sys(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   const bool ok = Connect(state) && MapStaging(state) && Handshake(state);
   if (ok) {
     const long forever[2] = {0, 0};

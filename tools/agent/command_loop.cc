@@ -3,6 +3,7 @@
 #include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "daemon/sys/uapi.h"
 #include "tools/agent/agent_state.h"
@@ -59,7 +60,11 @@ MoveOutcome MoveRun(AgentState& state, const uint64_t* page, uint32_t first, uin
     const long ret = Sys(SYS_ioctl, state.uffd, UFFDIO_MOVE, &move);
     uint32_t done = move.move > 0 ? static_cast<uint32_t>(static_cast<uint64_t>(move.move) / kPage) : 0;
     if (done > attempt) done = attempt;
-    for (uint32_t i = 0; i < done; ++i) SetResult(ring, at + i, wire::kMoved);
+    for (uint32_t i = 0; i < done; ++i) {
+      // Unless the daemon overruled us meanwhile, found the page in staging and took it from there.
+      uint32_t expected = wire::kPending_;
+      ring.result[at + i].compare_exchange_strong(expected, wire::kMoved, std::memory_order_acq_rel);
+    }
     at += done;
     if (ret == 0 || done > 0) continue;  // partial: the next round learns the reason
     switch (-ret) {
@@ -161,16 +166,16 @@ int64_t ParseNumber(const char*& p) {
   return negative ? -static_cast<int64_t>(value) : static_cast<int64_t>(value);
 }
 
-// Appends "/task/<tid>/syscall" to "/proc/self".
+// "<tid>/syscall", relative to the task directory.
 void TaskPath(char* out, const char* tid) {
-  const char* parts[] = {"/proc/self/task/", tid, "/syscall"};
+  const char* parts[] = {tid, "/syscall"};
   for (const char* part : parts) {
     while (*part != 0) *out++ = *part++;
   }
   *out = 0;
 }
 
-void ReadThread(const char* name, int32_t tid, wire::ThreadRecord& record) {
+void ReadThread(int tasks, const char* name, int32_t tid, wire::ThreadRecord& record) {
   record = {};
   record.tid = tid;
   record.syscall = -2;
@@ -179,7 +184,7 @@ void ReadThread(const char* name, int32_t tid, wire::ThreadRecord& record) {
   if (Sys(SYS_get_robust_list, tid, &head, &length) == 0) record.robust_list = head;
   char path[64];
   TaskPath(path, name);
-  const long fd = Sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+  const long fd = Sys(SYS_openat, tasks, path, O_RDONLY | O_CLOEXEC);
   if (IsError(fd)) return;
   char text[256];
   const long got = Sys(SYS_read, fd, text, sizeof(text) - 1);
@@ -198,13 +203,13 @@ void ReadThread(const char* name, int32_t tid, wire::ThreadRecord& record) {
 void DoThreads(AgentState& state) {
   wire::Ring& ring = *state.ring;
   auto* records = reinterpret_cast<wire::ThreadRecord*>(ring.data);
-  ring.header.thread_count = 0;
-  const long dir = Sys(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (IsError(dir)) return;
+  ring.header.thread_count = ~uint32_t{0};  // unless all goes well: an incomplete list would be believed
+  if (state.tasks < 0 || IsError(Sys(SYS_lseek, state.tasks, 0, SEEK_SET))) return;
   uint32_t count = 0;
   for (;;) {
-    const long got = Sys(SYS_getdents64, dir, state.dirents, sizeof(state.dirents));
-    if (got <= 0) break;
+    const long got = Sys(SYS_getdents64, state.tasks, state.dirents, sizeof(state.dirents));
+    if (got < 0) return;
+    if (got == 0) break;
     for (long offset = 0; offset < got;) {
       const auto* entry = reinterpret_cast<const dirent64*>(state.dirents + offset);
       offset += entry->d_reclen;
@@ -212,11 +217,11 @@ void DoThreads(AgentState& state) {
       if (*name < '0' || *name > '9') continue;
       const char* p = name;
       const auto tid = static_cast<int32_t>(ParseNumber(p));
-      if (tid == state.own_tid || count >= wire::kMaxThreadRecords) continue;
-      ReadThread(name, tid, records[count++]);
+      if (tid == state.own_tid) continue;
+      if (count >= wire::kMaxThreadRecords) return;
+      ReadThread(state.tasks, name, tid, records[count++]);
     }
   }
-  Sys(SYS_close, dir);
   ring.header.thread_count = count;
 }
 

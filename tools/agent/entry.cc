@@ -1,5 +1,6 @@
 // The library's only entrances: its constructor, and madvise(2) for guard regions.
 #include <errno.h>
+#include <linux/capability.h>
 #include <linux/close_range.h>
 #include <linux/futex.h>
 #include <sched.h>
@@ -34,6 +35,17 @@ void Complain(const char* socket_path, const char* why) {
   Sys(SYS_write, 2, line, used);
 }
 
+// A program that drops its privileges does so for the threads that libc knows. This one keeps none of its own: it
+// needs no capability, and may gain none. A seccomp filter would be stricter still, but one that the rest of the
+// process does not have makes a later SECCOMP_FILTER_FLAG_TSYNC of the program fail.
+void GiveUpPrivileges() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
+  Sys(SYS_capset, &header, none);
+  Sys(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  Sys(SYS_chdir, "/");
+}
+
 [[noreturn]] void ThreadMain(void* argument) {
   auto& state = *static_cast<AgentState*>(argument);
   // A private, empty descriptor table (fact 19): the application can neither close nor inherit what is in it,
@@ -41,7 +53,10 @@ void Complain(const char* socket_path, const char* why) {
   if (!IsError(Sys(SYS_close_range, 0, ~0u, CLOSE_RANGE_UNSHARE))) {
     Sys(SYS_prctl, PR_SET_NAME, "uzswap-agent");
     state.own_tid = static_cast<int32_t>(Sys(SYS_gettid));
-    if (Attach(state)) ServeCommands(state);
+    if (Attach(state)) {
+      GiveUpPrivileges();
+      ServeCommands(state);
+    }
   } else {
     CopyText(state.failure, "the kernel lacks close_range (Linux 5.9)", sizeof(state.failure));
     uint32_t expected = kAttaching;
@@ -68,7 +83,8 @@ long Spawn(AgentState& state) {
   uint64_t all = ~uint64_t{0};
   uint64_t before = 0;
   Sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof(all));
-  const unsigned long flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  // No CLONE_FS: sharing the working directory would forbid the program setns(2) into a mount namespace.
+  const unsigned long flags = CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
   void* stack_top = reinterpret_cast<void*>(state.arena_start + kPage + kStackBytes);
   const long tid = SpawnThread(flags, stack_top, ThreadMain, &state);
   Sys(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0L, sizeof(before));
@@ -126,7 +142,11 @@ extern "C" __attribute__((visibility("default"))) int madvise(void* address, siz
   using uzswap::agent::IsError;
   using uzswap::agent::Sys;
   long ret = Sys(SYS_madvise, address, length, advice);
-  if (ret == 0 && advice == MADV_GUARD_INSTALL) Sys(SYS_madvise, address, length, MADV_DONTNEED);
+  if (ret == 0 && advice == MADV_GUARD_INSTALL) {
+    Sys(SYS_madvise, address, length, MADV_DONTNEED);
+    // A COPY that was under way may have replaced a marker; the daemon has forgotten the range by now.
+    Sys(SYS_madvise, address, length, MADV_GUARD_INSTALL);
+  }
   if (IsError(ret)) {
     errno = static_cast<int>(-ret);
     return -1;

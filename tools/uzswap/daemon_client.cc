@@ -162,7 +162,7 @@ Answer AskDaemon(const std::string& socket_path, const nlohmann::json& request, 
                     socket_path, static_cast<double>(timeout.count()) / 1000));
   }
   buffer.resize(wire::kMaxPacketBytes);
-  const zp::Result<Packet> packet = ReceivePacket(fd.get(), buffer);
+  const zp::Result<Packet> packet = ReceivePacket(fd.get(), buffer, Descriptors::kAccept);
   if (!packet.ok() || packet.value().bytes == 0) {
     return Broken(socket_path +
                   ": the connection was closed without an answer; the daemon's log may say why");
