@@ -139,6 +139,7 @@ class Client {
   // progress, which the reclaimer says here.
   static constexpr uint64_t kThrottleNs = 10'000'000;
   static constexpr uint64_t kOverrunPermille = 40;
+  static constexpr uint64_t kUrgentPermille = 20;  // from here on young mappings are not spared
   void SetEvictable(bool evictable) { evictable_.store(evictable, std::memory_order_relaxed); }
 
   // Samples the resident set (between samples faults add to the figure); 0 for a client whose pid is not known.
@@ -158,7 +159,8 @@ class Client {
   ResolveOutcome FillFromStaging(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch) ZP_REQUIRES_SHARED(meta_mu_);
   ResolveOutcome GiveStaged(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch) ZP_REQUIRES_SHARED(meta_mu_);
   uint64_t ReadAheadWindow(int tid, zp::PageIndex page);
-  bool Overrun() const;
+  // Whether the resident set is more than `permille` thousandths over the limit, as far as is known.
+  bool Over(uint64_t permille) const;
   void Grew(uint64_t pages);
   void Undoom(uint64_t start, uint64_t end) ZP_EXCLUDES(doomed_mu_);
   void Forget(zp::Slot stored);

@@ -55,7 +55,7 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
     if (staging_dirty_ && !ReleaseStaging()) return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
     RefreshThreads();
     const std::vector<uint64_t> pages =
-        scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots));
+        scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), Over(kUrgentPermille));
     if (pages.empty()) return uint64_t{0};
     UZSWAP_PAUSE_POINT("evict.chosen");
     RegisterFor(pages);
@@ -161,7 +161,7 @@ void Client::RegisterGrowth() {
   const auto now = std::chrono::steady_clock::now();
   if (evicting_ && now - growth_at_ >= kGrowthEvery) {
     growth_at_ = now;
-    scanner_.Refresh(memory_);
+    scanner_.Refresh(memory_, false);
     auto maps = memory_.ReadMaps();
     std::vector<uint64_t> pages;
     if (maps.ok()) {

@@ -27,7 +27,7 @@ zp::MutablePageView PageOf(FaultScratch& scratch, uint64_t i) {
 }  // namespace
 
 ResolveOutcome Client::Resolve(const Fault& fault, FaultScratch& scratch) {
-  if (Overrun() && MonotonicNs() - fault.started_ns < kThrottleNs) {
+  if (Over(kOverrunPermille) && evictable_.load(std::memory_order_relaxed) && MonotonicNs() - fault.started_ns < kThrottleNs) {
     Add(stats_.faults_throttled);
     return ResolveOutcome::kThrottled;
   }
@@ -55,10 +55,9 @@ ResolveOutcome Client::Resolve(const Fault& fault, FaultScratch& scratch) {
   return outcome;
 }
 
-bool Client::Overrun() const {
+bool Client::Over(uint64_t permille) const {
   const uint64_t limit = limit_bytes();
-  return limit != 0 && evictable_.load(std::memory_order_relaxed) &&
-         Read(stats_.resident_bytes) > limit + limit * kOverrunPermille / 1000;
+  return limit != 0 && Read(stats_.resident_bytes) > limit + limit * permille / 1000;
 }
 
 void Client::Grew(uint64_t pages) {

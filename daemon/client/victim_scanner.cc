@@ -22,9 +22,9 @@ void VictimScanner::SetThreads(const std::vector<wire::ThreadRecord>& threads, i
   }
 }
 
-void VictimScanner::Refresh(const ProcessMemory& memory) {
+void VictimScanner::Refresh(const ProcessMemory& memory, bool urgent) {
   const auto now = std::chrono::steady_clock::now();
-  if (now - refreshed_at_ < kRefreshEvery) return;
+  if (now - refreshed_at_ < (urgent ? kUrgentRefresh : kRefreshEvery)) return;
   auto maps = memory.ReadMaps();
   refreshed_at_ = now;
   if (!maps.ok()) {
@@ -47,6 +47,10 @@ void VictimScanner::Refresh(const ProcessMemory& memory) {
   }
   for (const AddressRange& own : own_) current.Remove(own.start, own.end);
 
+  if (urgent) {
+    mature_ = std::move(current);
+    return;
+  }
   RangeSet mature;
   for (const AddressRange& range : current.All()) {
     for (const AddressRange& part : previous_.Intersect(range.start, range.end)) mature.Add(part.start, part.end);
@@ -65,8 +69,9 @@ void VictimScanner::Refresh(const ProcessMemory& memory) {
   }
 }
 
-std::vector<uint64_t> VictimScanner::Next(const ProcessMemory& memory, RegionHeat& heat, uint64_t max_pages) {
-  Refresh(memory);
+std::vector<uint64_t> VictimScanner::Next(const ProcessMemory& memory, RegionHeat& heat, uint64_t max_pages,
+                                          bool urgent) {
+  Refresh(memory, urgent);
   std::vector<uint64_t> pages;
   std::vector<page_region> regions;
   // Two rounds at most: one that spares hot regions, one that does not.

@@ -3,7 +3,7 @@
 // Idea: a clock hand over the addresses of a client's evictable mappings. The kernel gives user space no accessed
 // bit, so a page's heat is learned from its coming back: each 2 MiB region counts its refaults, and the hand
 // passes over a region that had many, halving its count. A mapping younger than kMatureAfter is left alone, so
-// mmap churn costs nothing.
+// mmap churn costs nothing; unless the client is well over its limit (`urgent`), when growth is what must be taken.
 //
 // Never chosen: anything but "rw-p" anonymous memory; the agent's own ranges; the neighbourhood of each thread's
 // descriptor (H14: the kernel's exit path silently drops writes to a missing page there) and its stack.
@@ -51,6 +51,7 @@ class VictimScanner {
  public:
   static constexpr std::chrono::milliseconds kRefreshEvery{20};
   static constexpr std::chrono::milliseconds kMatureAfter{40};
+  static constexpr std::chrono::milliseconds kUrgentRefresh{3};
   static constexpr uint8_t kHotRefaults = 64;  // of a region's 512 pages, since the hand was last there
 
   void Exclude(AddressRange own) { own_.push_back(own); }
@@ -58,9 +59,9 @@ class VictimScanner {
   void SetThreads(const std::vector<wire::ThreadRecord>& threads, int main_tid);
 
   // Looks at the mappings, so that they mature before the first victim is wanted. Next does it, too.
-  void Refresh(const ProcessMemory& memory);
+  void Refresh(const ProcessMemory& memory, bool urgent);
   // Up to `max_pages` addresses, ascending runs within one region after the other. Empty: nothing fit now.
-  std::vector<uint64_t> Next(const ProcessMemory& memory, RegionHeat& heat, uint64_t max_pages);
+  std::vector<uint64_t> Next(const ProcessMemory& memory, RegionHeat& heat, uint64_t max_pages, bool urgent);
 
  private:
   std::vector<AddressRange> own_;
