@@ -433,10 +433,10 @@ class Context:
 
 
 def target_of(program, seconds=20):
-    """The pid of the process that `uzswap run` started: its child that is neither uzswap nor the daemon."""
+    """The pid of the process that `uzswap run` started: its child, or, where it need not stay, what it has become."""
     def find():
         check(program.running(), f"{program.name} ended early\n{program.tail()}")
-        return [p for p in descendants(program.pid) if comm(p) not in ("uzswap", "uzswapd", "")]
+        return [p for p in [program.pid] + descendants(program.pid) if comm(p) not in ("uzswap", "uzswapd", "")]
     return until(find, seconds, f"{program.name} starts its program\n{program.tail()}")[0]
 
 

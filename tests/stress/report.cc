@@ -85,7 +85,8 @@ void Reporter::WrongWord(const char* who, Op op, uint32_t unit, const std::byte*
   Describe("expected", wanted);
   Describe("found   ", found);
   const Origin origin = OriginOf(found);
-  const char* verdict = found == 0       ? "ZERO: the content was lost"
+  const char* verdict = found == 0 && wanted != 0 ? "ZERO: the content was lost"
+                        : wanted == 0 ? "REVIVED: content where zeros are due"
                         : !origin.ours   ? "DAMAGED: not a word that anybody wrote"
                         : origin.unit != unit ? "SWAPPED: another unit's content"
                         : origin.generation < std::max(expected.generation, expected.previous) ? "STALE: older content of this unit"

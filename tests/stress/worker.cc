@@ -193,11 +193,11 @@ void Worker::VerifyShare(const char* when) {
   }
 }
 
-// Does what a bad daemon would do, to show that it is found.
+// Does what a bad daemon would do, to show that it is found. In several places: one may be overwritten unread.
 void Worker::Damage() {
   const Plant plant = world_.options().plant;
   if (plant == Plant::kNothing || index_ != 0) return;
-  for (;;) {
+  for (int planted = 0; planted < 16;) {
     Range range;
     LockMapped(range, 1);
     if (range.count == 1 && range.state[0].generation > 1 && range.state[0].split == kUnitWords && !range.state[0].lazy) {
@@ -207,16 +207,18 @@ void Worker::Damage() {
         if (plant == Plant::kStale) words[i] = ExpectedWord(range.first, range.state[0].generation - 1, i);
         if (plant == Plant::kSwap) words[i] = ExpectedWord(range.first ^ 1, range.state[0].generation, i);
       }
-      if (plant == Plant::kFlip) words[random_.Below(kUnitWords)] = words[0] ^ 1ull << random_.Below(64);
+      if (plant == Plant::kFlip) {
+        const uint32_t index = random_.Below(kUnitWords);
+        words[index] = words[index] ^ 1ull << random_.Below(64);
+      }
       if (plant == Plant::kFault) mprotect(range.at[0], kUnitBytes, PROT_NONE);
       if (plant == Plant::kHang) {
         world_.Leave(index_);
         for (;;) pause();
       }
-      Unlock(range, Op::kNone);
-      return;
+      ++planted;
     }
-    Unlock(range, Op::kRead);
+    Unlock(range, Op::kNone);
   }
 }
 
