@@ -262,6 +262,10 @@ std::optional<CommandLine> ParseCommandLine(std::vector<std::string> words, int*
     return std::nullopt;
   } catch (const CLI::ParseError& error) {
     const auto chosen = app.get_subcommands();
+    if (chosen.empty() && !LooksLikeOption(words[0])) {
+      *exit_code = Complain("", fmt::format("'{}' is no command of uzswap", words[0]), Hint(app, words));
+      return std::nullopt;
+    }
     *exit_code = Complain(chosen.empty() ? "" : chosen[0]->get_name(), error.what(), Hint(app, words));
     return std::nullopt;
   }
