@@ -15,7 +15,9 @@
 namespace uzswap {
 namespace {
 
-uint64_t MachineBytes() { return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE)); }
+uint64_t MachineBytes() {
+  return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
 
 // Each client costs a few descriptors; the soft limit's 1024 would be the first thing to run out.
 void RaiseDescriptorLimit() {
@@ -29,7 +31,8 @@ int Fail(const zp::Error& error, const Options& options) {
   if (error.code == zp::Errc::kExists) {
     spdlog::error("{}: {}. Stop it first, or give --socket another path.", options.socket_path, error.op);
   } else {
-    spdlog::error("cannot start: {}: {} (socket {})", error.op, error.sys_errno != 0 ? strerror(error.sys_errno) : zp::ErrcName(error.code),
+    spdlog::error("cannot start: {}: {} (socket {})", error.op,
+                  error.sys_errno != 0 ? strerror(error.sys_errno) : zp::ErrcName(error.code),
                   options.socket_path);
   }
   return 1;
@@ -41,16 +44,18 @@ int Main(int argc, char** argv) {
   if (!options.has_value()) return exit_status;
   spdlog::set_default_logger(spdlog::stderr_color_mt("uzswapd"));
   spdlog::set_pattern("%n: %l: %v");
-  spdlog::set_level(options->log_level == "warn" ? spdlog::level::warn : spdlog::level::from_str(options->log_level));
+  spdlog::set_level(options->log_level == "warn" ? spdlog::level::warn
+                                                 : spdlog::level::from_str(options->log_level));
   (void)signal(SIGPIPE, SIG_IGN);
   RaiseDescriptorLimit();
   if (options->pool_limit_bytes == 0) options->pool_limit_bytes = MachineBytes() / 2;
 
   auto table = ClientTable::Create();
   if (!table.ok()) return Fail(table.error(), *options);
-  auto store = zp::PageStore::Create({.topology = zp::Topology::Detect(),
-                                      .capacity = zp::Bytes(options->pool_limit_bytes),
-                                      .codec = options->codec == "raw" ? zp::CodecId::kRaw : zp::CodecId::kLz4});
+  auto store =
+      zp::PageStore::Create({.topology = zp::Topology::Detect(),
+                             .capacity = zp::Bytes(options->pool_limit_bytes),
+                             .codec = options->codec == "raw" ? zp::CodecId::kRaw : zp::CodecId::kLz4});
   if (!store.ok()) return Fail(store.error(), *options);
   auto index_arena = zp::IndexArena::Create();
   if (!index_arena.ok()) return Fail(index_arena.error(), *options);
@@ -62,7 +67,8 @@ int Main(int argc, char** argv) {
     (void)!write(options->ready_fd, "1\n", 2);
     (void)close(options->ready_fd);
   }
-  spdlog::info("listening on {}, pool limit {} MiB, codec {}", options->socket_path, options->pool_limit_bytes >> 20, options->codec);
+  spdlog::info("listening on {}, pool limit {} MiB, codec {}", options->socket_path,
+               options->pool_limit_bytes >> 20, options->codec);
   return server.Run();
 }
 

@@ -10,20 +10,28 @@ namespace uzswap {
 std::optional<Options> ParseOptions(int argc, char** argv, int* exit_status) {
   Options options;
   const char* from_environment = getenv("UZSWAP_SOCKET");
-  options.socket_path = from_environment != nullptr && *from_environment != 0 ? from_environment : wire::kDefaultSocketPath;
+  options.socket_path =
+      from_environment != nullptr && *from_environment != 0 ? from_environment : wire::kDefaultSocketPath;
 
-  CLI::App app("uzswapd: holds the cold memory of attached programs, compressed, and gives it back when it is touched.");
-  app.footer("Programs attach through `uzswap run -- CMD` or LD_PRELOAD=libuzswap-agent.so.\n"
-             "Needs Linux 6.8, /dev/userfaultfd and CAP_SYS_PTRACE; `uzswap doctor` tells what is missing.");
+  CLI::App app(
+      "uzswapd: holds the cold memory of attached programs, compressed, and gives it back when it is "
+      "touched.");
+  app.footer(
+      "Programs attach through `uzswap run -- CMD` or LD_PRELOAD=libuzswap-agent.so.\n"
+      "Needs Linux 6.8, /dev/userfaultfd and CAP_SYS_PTRACE; `uzswap doctor` tells what is missing.");
   app.set_version_flag("--version", std::string("uzswapd ") + kVersionText);
-  app.add_option("--socket", options.socket_path, "listen there (also: UZSWAP_SOCKET)")->capture_default_str();
+  app.add_option("--socket", options.socket_path, "listen there (also: UZSWAP_SOCKET)")
+      ->capture_default_str();
   app.add_flag("--embedded", options.embedded, "end with the last client, once stdin is closed");
   app.add_option("--ready-fd", options.ready_fd, "write \"1\\n\" to this descriptor when clients can attach");
   app.add_option("--codec", options.codec, "how pages are compressed at eviction")
       ->check(CLI::IsMember({"lz4", "raw"}))
       ->capture_default_str();
-  app.add_option("--pool", options.pool, "how compressed pages are kept")->check(CLI::IsMember({"zsmalloc"}))->capture_default_str();
-  app.add_option("--pool-limit", options.pool_limit_bytes, "most memory for compressed pages, such as 8G; default: half of the machine's")
+  app.add_option("--pool", options.pool, "how compressed pages are kept")
+      ->check(CLI::IsMember({"zsmalloc"}))
+      ->capture_default_str();
+  app.add_option("--pool-limit", options.pool_limit_bytes,
+                 "most memory for compressed pages, such as 8G; default: half of the machine's")
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--log-level", options.log_level, "what is logged")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))

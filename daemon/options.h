@@ -11,8 +11,9 @@ inline constexpr char kVersionText[] = "0.1.0";
 
 struct Options {
   std::string socket_path;
-  bool embedded = false;  // ends when it has had a client, none remains, and stdin (the parent's pipe) is closed
-  int ready_fd = -1;      // gets "1\n" when clients can attach
+  bool embedded =
+      false;          // ends when it has had a client, none remains, and stdin (the parent's pipe) is closed
+  int ready_fd = -1;  // gets "1\n" when clients can attach
   std::string codec = "lz4";
   std::string pool = "zsmalloc";
   uint64_t pool_limit_bytes = 0;  // 0: half of the machine's memory

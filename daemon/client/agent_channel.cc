@@ -48,7 +48,8 @@ void AgentChannel::ResetResults() {
 }
 
 zp::Status AgentChannel::Post(wire::Opcode opcode, std::span<const uint64_t> pages, uint64_t seq) {
-  if (!Ready()) return zp::Error{gone_ ? zp::Errc::kGone : zp::Errc::kBusy, 0, "posting a command to the agent"};
+  if (!Ready())
+    return zp::Error{gone_ ? zp::Errc::kGone : zp::Errc::kBusy, 0, "posting a command to the agent"};
   wire::Ring& shared = *ring();
   const size_t count = std::min<size_t>(pages.size(), wire::kRingSlots);
   ResetResults();
@@ -63,7 +64,8 @@ zp::Status AgentChannel::Post(wire::Opcode opcode, std::span<const uint64_t> pag
     if (sent.error().code == zp::Errc::kGone) gone_ = true;
     // Unless the doorbell of an earlier, revoked command has made the agent begin already.
     uint32_t expected = wire::kPending;
-    if (shared.header.command.compare_exchange_strong(expected, wire::kIdle, std::memory_order_acq_rel)) return sent;
+    if (shared.header.command.compare_exchange_strong(expected, wire::kIdle, std::memory_order_acq_rel))
+      return sent;
   }
   outstanding_ = true;
   return zp::OkStatus();
@@ -87,7 +89,8 @@ AgentChannel::AwaitOutcome AgentChannel::Await(std::chrono::milliseconds timeout
 
 bool AgentChannel::RevokePending() {
   uint32_t expected = wire::kPending;
-  if (!ring()->header.command.compare_exchange_strong(expected, wire::kRevoked, std::memory_order_acq_rel)) return false;
+  if (!ring()->header.command.compare_exchange_strong(expected, wire::kRevoked, std::memory_order_acq_rel))
+    return false;
   outstanding_ = false;  // the agent will find nothing to run behind this doorbell, and reports nothing
   return true;
 }

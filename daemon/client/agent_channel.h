@@ -1,7 +1,7 @@
 // The daemon's end of one agent: its ring, its gate and its socket.
 //
-// Idea: one command at a time. Post writes it to the ring and rings the bell; Await waits for the report. What the
-// agent may corrupt is read as a hint only (daemon/wire/ring.h).
+// Idea: one command at a time. Post writes it to the ring and rings the bell; Await waits for the report.
+// What the agent may corrupt is read as a hint only (daemon/wire/ring.h).
 //
 // Threads: Post, Await and Revoke belong to whoever holds the client's eviction lock. The gate belongs to the
 // holder of the client's reader lock. result() and data() may be read by any thread.
@@ -31,14 +31,16 @@ class AgentChannel {
 
   // Whether a command can be posted: an agent whose command was revoked must first say that it is back.
   bool Ready();
-  // Forgets the results of the last command. Before slots point at them: a fault believes what it finds there.
+  // Forgets the results of the last command. Before slots point at them: a fault believes what it finds
+  // there.
   void ResetResults();
-  // kBusy if the agent is not ready, kGone if its socket is closed. `pages` are addresses, at most kRingSlots.
+  // kBusy if the agent is not ready, kGone if its socket is closed. `pages` are addresses, at most
+  // kRingSlots.
   zp::Status Post(wire::Opcode opcode, std::span<const uint64_t> pages, uint64_t seq);
   enum class AwaitOutcome { kDone, kTimeout, kGone };
   AwaitOutcome Await(std::chrono::milliseconds timeout);
-  // Takes back a posted command. True if the agent had not begun: nothing happened. False: it is running; then
-  // the caller must make its MOVEs fail (see Client::RevokeLocked) and call MarkRevoked.
+  // Takes back a posted command. True if the agent had not begun: nothing happened. False: it is running;
+  // then the caller must make its MOVEs fail (see Client::RevokeLocked) and call MarkRevoked.
   bool RevokePending();
   void MarkRevoked();
 
@@ -57,7 +59,8 @@ class AgentChannel {
   std::optional<std::vector<wire::ThreadRecord>> Threads() const;
 
  private:
-  AgentChannel(zp::UniqueFd fd, zp::Mapping mapping) : ring_fd_(std::move(fd)), mapping_(std::move(mapping)) {}
+  AgentChannel(zp::UniqueFd fd, zp::Mapping mapping)
+      : ring_fd_(std::move(fd)), mapping_(std::move(mapping)) {}
   wire::Ring* ring() const { return reinterpret_cast<wire::Ring*>(mapping_.data()); }
   bool TakeReport();
 

@@ -18,11 +18,16 @@ constexpr std::chrono::milliseconds kDismissPatience{500};
 
 Client::Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
                zp::OffsetIndex index)
-    : services_(services), identity_(std::move(identity)), uffd_(std::move(uffd)), record_(record), index_(std::move(index)) {}
+    : services_(services),
+      identity_(std::move(identity)),
+      uffd_(std::move(uffd)),
+      record_(record),
+      index_(std::move(index)) {}
 
-zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, ClientIdentity identity, Userfaultfd uffd,
-                                                   ProcessMemory memory, std::unique_ptr<AgentChannel> channel,
-                                                   AgentRanges ranges, uint64_t limit_bytes) {
+zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, ClientIdentity identity,
+                                                   Userfaultfd uffd, ProcessMemory memory,
+                                                   std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
+                                                   uint64_t limit_bytes) {
   zp::OffsetIndex index = ZP_TRY(zp::OffsetIndex::Create(services.index_arena, services.store));
   ClientRecord* record = ZP_TRY(services.table.Allocate());
   record->pid = identity.pid;
@@ -98,10 +103,13 @@ Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch)
   }
   result.failed = index_.stored();
   if (stop_evicting && result.failed == 0) {
-    // Also what the kernel registered beyond our knowledge: mappings that grew, or whose proof an event overtook.
-    const auto maps = has_memory_ ? memory_.ReadMaps() : zp::Result<std::vector<MapEntry>>(std::vector<MapEntry>());
+    // Also what the kernel registered beyond our knowledge: mappings that grew, or whose proof an event
+    // overtook.
+    const auto maps =
+        has_memory_ ? memory_.ReadMaps() : zp::Result<std::vector<MapEntry>>(std::vector<MapEntry>());
     zp::WriterLock lock(meta_mu_);
-    for (const AddressRange& range : registered_.All()) uffd_.Unregister(range.start, range.end - range.start);
+    for (const AddressRange& range : registered_.All())
+      uffd_.Unregister(range.start, range.end - range.start);
     if (maps.ok()) {
       for (const MapEntry& entry : *maps) {
         if (entry.private_anonymous) uffd_.Unregister(entry.start, entry.end - entry.start);

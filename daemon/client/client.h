@@ -1,17 +1,19 @@
 // One attached memory (mm): a process with an agent, or a forked child that is only served.
 //
-// Idea: everything that the daemon knows about the pages of one userfaultfd, and the protocol that keeps it true
-// against the application's own changes. daemon/DESIGN.md walks through a fault, an eviction and each event with
-// the names used here.
+// Idea: everything that the daemon knows about the pages of one userfaultfd, and the protocol that keeps it
+// true against the application's own changes. daemon/DESIGN.md walks through a fault, an eviction and each
+// event with the names used here.
 //
-// A page is: *resident* (slot empty) → *staging* (Busy kStaging n: in batch slot n; ring result n says whether the
-// MOVE happened) → *stored* (same-filled or handle); a fault takes it home through *filling* (Busy kFilling).
+// A page is: *resident* (slot empty) → *staging* (Busy kStaging n: in batch slot n; ring result n says
+// whether the MOVE happened) → *stored* (same-filled or handle); a fault takes it home through *filling*
+// (Busy kFilling).
 //
 // Locks, in this order:
 //   1. evict_mu_    one batch at a time; held over a whole eviction, also while waiting for the agent
 //   2. reader_mu_   who may read(2) messages (G of the protocol)
 //   3. the gate     shared with the agent; around read(2) and the application of events, and around its MOVE
-//   4. meta_mu_     shared: look up and resolve; exclusive: change what is registered, apply events, begin a batch
+//   4. meta_mu_     shared: look up and resolve; exclusive: change what is registered, apply events, begin a
+//   batch
 //   5. doomed_mu_   the set of doomed ranges
 //   then those of libzpool.
 // A fault needs 2 to 5 only, never waits for an agent, and no lock is held while a message is waited for.
@@ -84,9 +86,9 @@ struct FaultScratch {
 
 enum class ResolveOutcome {
   kResolved,
-  kRequeue,  // transient: resolve the same address again, a little later
+  kRequeue,    // transient: resolve the same address again, a little later
   kThrottled,  // the client is far over its limit: again when the reclaimer had time to make room
-  kGone,     // the memory is gone
+  kGone,       // the memory is gone
 };
 
 class Client {
@@ -96,9 +98,10 @@ class Client {
   };
 
   // A client with an agent. `memory` was opened for the peer.
-  static zp::Result<std::shared_ptr<Client>> Create(ClientServices services, ClientIdentity identity, Userfaultfd uffd,
-                                                    ProcessMemory memory, std::unique_ptr<AgentChannel> channel,
-                                                    AgentRanges ranges, uint64_t limit_bytes);
+  static zp::Result<std::shared_ptr<Client>> Create(ClientServices services, ClientIdentity identity,
+                                                    Userfaultfd uffd, ProcessMemory memory,
+                                                    std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
+                                                    uint64_t limit_bytes);
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -120,10 +123,11 @@ class Client {
 
   // Evicts up to `max_pages` cold pages (at most one batch). The number evicted; 0: nothing can go now.
   // kBusy: somebody else evicts, or the agent does not answer. kGone: agent or process ended.
-  zp::Result<uint64_t> Evict(uint64_t max_pages, FaultScratch& scratch) ZP_EXCLUDES(evict_mu_, reader_mu_, meta_mu_);
+  zp::Result<uint64_t> Evict(uint64_t max_pages, FaultScratch& scratch)
+      ZP_EXCLUDES(evict_mu_, reader_mu_, meta_mu_);
 
-  // Brings every page home and stops evicting (`stop_evicting`: for good, and unregisters everything). Pages that
-  // failed stay stored; ranges are then not unregistered (H12). Returns the pages brought home.
+  // Brings every page home and stops evicting (`stop_evicting`: for good, and unregisters everything). Pages
+  // that failed stay stored; ranges are then not unregistered (H12). Returns the pages brought home.
   struct RestoreResult {
     uint64_t pages = 0;
     uint64_t failed = 0;
@@ -132,17 +136,18 @@ class Client {
   // After a full Restore: tells the agent to leave.
   void Dismiss() ZP_EXCLUDES(evict_mu_);
 
-  // Registers the mappings through which the program may grow, so that its growth is seen, and can be held up.
-  // Does nothing while another thread evicts.
+  // Registers the mappings through which the program may grow, so that its growth is seen, and can be held
+  // up. Does nothing while another thread evicts.
   void RegisterGrowth() ZP_EXCLUDES(evict_mu_, meta_mu_);
-  // Far over the limit, faults wait for the reclaimer, each kThrottleNs at most; but only while eviction makes
-  // progress, which the reclaimer says here.
+  // Far over the limit, faults wait for the reclaimer, each kThrottleNs at most; but only while eviction
+  // makes progress, which the reclaimer says here.
   static constexpr uint64_t kThrottleNs = 10'000'000;
   static constexpr uint64_t kOverrunPermille = 40;
   static constexpr uint64_t kUrgentPermille = 20;  // from here on young mappings are not spared
   void SetEvictable(bool evictable) { evictable_.store(evictable, std::memory_order_relaxed); }
 
-  // Samples the resident set (between samples faults add to the figure); 0 for a client whose pid is not known.
+  // Samples the resident set (between samples faults add to the figure); 0 for a client whose pid is not
+  // known.
   uint64_t SampleResident();
   // Asks the kernel whether the memory is gone.
   bool Gone() const { return uffd_.TargetGone(); }
@@ -150,14 +155,17 @@ class Client {
  private:
   enum BusyKind : uint8_t { kFilling = 1, kStaging = 2 };
 
-  Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record, zp::OffsetIndex index);
+  Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
+         zp::OffsetIndex index);
 
   // faults.cc
   ResolveOutcome ZeroFill(zp::PageIndex page, const Fault& fault) ZP_REQUIRES_SHARED(meta_mu_);
   ResolveOutcome Fill(zp::PageIndex page, zp::Slot slot, uint64_t window, FaultScratch& scratch)
       ZP_REQUIRES_SHARED(meta_mu_);
-  ResolveOutcome FillFromStaging(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch) ZP_REQUIRES_SHARED(meta_mu_);
-  ResolveOutcome GiveStaged(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch) ZP_REQUIRES_SHARED(meta_mu_);
+  ResolveOutcome FillFromStaging(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch)
+      ZP_REQUIRES_SHARED(meta_mu_);
+  ResolveOutcome GiveStaged(zp::PageIndex page, zp::Slot slot, FaultScratch& scratch)
+      ZP_REQUIRES_SHARED(meta_mu_);
   uint64_t ReadAheadWindow(int tid, zp::PageIndex page);
   // Whether the resident set is more than `permille` thousandths over the limit, as far as is known.
   bool Over(uint64_t permille) const;
@@ -185,7 +193,8 @@ class Client {
   bool IsRegistered(uint64_t page) ZP_EXCLUDES(meta_mu_);
   uint64_t BeginBatch(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   void RunBatch(uint64_t count) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
-  uint64_t FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
+  uint64_t FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_)
+      ZP_EXCLUDES(meta_mu_);
   bool FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_)
       ZP_EXCLUDES(meta_mu_);
   void CountRefusal(uint32_t result, uint64_t page) ZP_REQUIRES(evict_mu_);
@@ -200,7 +209,7 @@ class Client {
   const ClientIdentity identity_;
   const Userfaultfd uffd_;
   ClientRecord* const record_;
-  ProcessMemory memory_;                   // set once before the client is shared
+  ProcessMemory memory_;  // set once before the client is shared
   bool has_memory_ = false;
   std::unique_ptr<AgentChannel> channel_;  // null for a forked child
   AgentRanges ranges_;
@@ -208,7 +217,7 @@ class Client {
   std::atomic<uint64_t> limit_bytes_{0};
   std::atomic<bool> evictable_{true};
   std::atomic<bool> reclaim_wanted_{false};
-  std::atomic<bool> forked_{false};        // a fork happened: busy pages may be shared ones
+  std::atomic<bool> forked_{false};  // a fork happened: busy pages may be shared ones
 
   zp::Mutex evict_mu_;
   bool evicting_ ZP_GUARDED_BY(evict_mu_) = true;
@@ -217,7 +226,8 @@ class Client {
   std::chrono::steady_clock::time_point growth_at_ ZP_GUARDED_BY(evict_mu_){};
   bool staging_dirty_ ZP_GUARDED_BY(evict_mu_) = false;  // a MOVE was posted since staging was last emptied
   bool batch_posted_ ZP_GUARDED_BY(evict_mu_) = false;   // the ring's results belong to the batch in flight
-  std::set<uint64_t> unshared_ ZP_GUARDED_BY(evict_mu_);  // pages that POPULATE_WRITE was asked for, a bounded memory
+  std::set<uint64_t> unshared_
+      ZP_GUARDED_BY(evict_mu_);  // pages that POPULATE_WRITE was asked for, a bounded memory
 
   zp::Mutex reader_mu_ ZP_ACQUIRED_AFTER(evict_mu_);
   int overruled_ ZP_GUARDED_BY(reader_mu_) = 0;

@@ -15,13 +15,13 @@ using Counter = std::atomic<uint64_t>;
 struct ClientStats {
   Counter evicted_pages{0};
   // Faults by how they were answered.
-  Counter faults_stored{0};      // from the pool, the same-filled slot or a staged copy
-  Counter faults_zero_fill{0};   // fresh memory in a registered range
+  Counter faults_stored{0};     // from the pool, the same-filled slot or a staged copy
+  Counter faults_zero_fill{0};  // fresh memory in a registered range
   Counter fault_around_pages{0};
   Counter read_ahead_pages{0};
-  Counter faults_duplicate{0};   // the page was there already
-  Counter faults_retried{0};     // requeued: an event was undelivered, or the page was on its way
-  Counter faults_throttled{0};   // held up because the client was far over its limit
+  Counter faults_duplicate{0};  // the page was there already
+  Counter faults_retried{0};    // requeued: an event was undelivered, or the page was on its way
+  Counter faults_throttled{0};  // held up because the client was far over its limit
   Counter events_unmap{0}, events_remove{0}, events_remap{0}, events_fork{0};
   // Pages that were to be evicted and were not, by reason.
   Counter refused_busy{0};       // shared after a fork, or momentarily referenced
@@ -37,12 +37,12 @@ struct ClientStats {
   Counter revoked{0};            // commands taken back from an agent that did not answer
   LatencyHistogram latency;
 
-  // Gauge: compressed bytes of this client's objects. Pages that it shares with a forked child count in both, and
-  // leave at the average size.
+  // Gauge: compressed bytes of this client's objects. Pages that it shares with a forked child count in both,
+  // and leave at the average size.
   Counter object_bytes{0};
   Counter stored_peak_pages{0};
   Counter object_peak_bytes{0};
-  Counter resident_bytes{0};     // as last sampled
+  Counter resident_bytes{0};  // as last sampled
   Counter resident_peak_bytes{0};
 
   static void RaiseTo(Counter& peak, uint64_t value) {

@@ -1,4 +1,5 @@
-// What the application does to its memory, as the kernel tells it. See daemon/DESIGN.md, "The life of an event".
+// What the application does to its memory, as the kernel tells it. See daemon/DESIGN.md, "The life of an
+// event".
 #include <cstring>
 #include <thread>
 
@@ -15,11 +16,11 @@ using Exchange = zp::OffsetIndex::Exchange;
 
 namespace {
 
-// The agent holds the gate for one ioctl of at most kPagesPerGate pages. Longer than this means that it lost its
-// CPU or was stopped: then it is overruled.
+// The agent holds the gate for one ioctl of at most kPagesPerGate pages. Longer than this means that it lost
+// its CPU or was stopped: then it is overruled.
 constexpr std::chrono::milliseconds kGatePatience{20};
-constexpr int kOverrulesTolerated = 16;                       // each less than
-constexpr uint64_t kOverruleMemoryNs = 10'000'000'000;        // this after the one before
+constexpr int kOverrulesTolerated = 16;                 // each less than
+constexpr uint64_t kOverruleMemoryNs = 10'000'000'000;  // this after the one before
 
 PageIndex PageAt(uint64_t address) { return PageIndex::FromAddress(address); }
 PageIndex PageEnd(uint64_t address) { return PageIndex::FromAddress(address + zp::kPageBytes - 1); }
@@ -32,9 +33,9 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
   {
     zp::MutexLock reading(reader_mu_);
     TakeGate();
-    // From before the read until the event is applied nobody else may look up and resolve (H5, H23): the kernel
-    // refuses with EAGAIN only until the application's thread runs on, which the read lets it do. A fault that was
-    // requeued meanwhile would find its new address empty and fill it with zeros.
+    // From before the read until the event is applied nobody else may look up and resolve (H5, H23): the
+    // kernel refuses with EAGAIN only until the application's thread runs on, which the read lets it do. A
+    // fault that was requeued meanwhile would find its new address empty and fill it with zeros.
     zp::WriterLock lock(meta_mu_);
     // Into the client table: a successor finds the last messages taken (design §6).
     const auto read = uffd_.Read(std::span(record_->messages));
@@ -74,7 +75,8 @@ void Client::TakeGate() {
   if (channel_->TryTakeGate(kGatePatience)) return;
   OverruleAgent();
   // A client that keeps doing this costs other clients' faults their time: it is served without its gate, and
-  // never evicted from again, so no MOVE of ours needs the gate. One that is stopped now and then is not meant.
+  // never evicted from again, so no MOVE of ours needs the gate. One that is stopped now and then is not
+  // meant.
   const uint64_t now = MonotonicNs();
   overruled_ = now - overruled_ns_ > kOverruleMemoryNs ? 1 : overruled_ + 1;
   overruled_ns_ = now;
@@ -147,8 +149,8 @@ void Client::ApplyEvent(const uffd_msg& message, std::vector<Slot>* dropped) {
 
 void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
   Drop(to, to + bytes, dropped);
-  // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What is
-  // still at the old place stays whole meanwhile.
+  // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What
+  // is still at the old place stays whole meanwhile.
   while (!index_.Rekey(PageAt(from), PageAt(to), PageCount(bytes / zp::kPageBytes)).ok()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
@@ -179,8 +181,8 @@ void Client::ApplyFork(int child_fd) {
   }
   auto record = services_.table.Allocate();
   if (!record.ok()) {
-    // Every client number is taken. The child cannot be served, but it must never read zeros: its evicted pages
-    // are marked lost before its descriptor is closed.
+    // Every client number is taken. The child cannot be served, but it must never read zeros: its evicted
+    // pages are marked lost before its descriptor is closed.
     clone->ForEach(PageIndex(0), PageIndex(zp::kPageIndexLimit), [&](PageIndex page, Slot slot) {
       if (slot.is_stored()) (void)uffd->Poison(page.address());
     });
@@ -188,8 +190,8 @@ void Client::ApplyFork(int child_fd) {
   }
   (*record)->uid = identity_.uid;
   (*record)->parent_id = record_->id;
-  auto child = std::shared_ptr<Client>(
-      new Client(services_, {0, identity_.uid, identity_.comm}, std::move(*uffd), *record, std::move(*clone)));
+  auto child = std::shared_ptr<Client>(new Client(services_, {0, identity_.uid, identity_.comm},
+                                                  std::move(*uffd), *record, std::move(*clone)));
   {
     zp::WriterLock lock(child->meta_mu_);
     child->registered_ = registered_;

@@ -14,8 +14,8 @@ using Exchange = zp::OffsetIndex::Exchange;
 
 namespace {
 
-constexpr std::chrono::milliseconds kAgentPatience{100};   // to begin a command
-constexpr std::chrono::milliseconds kAgentRunTime{500};    // to finish one that it began
+constexpr std::chrono::milliseconds kAgentPatience{100};  // to begin a command
+constexpr std::chrono::milliseconds kAgentRunTime{500};   // to finish one that it began
 constexpr std::chrono::milliseconds kThreadsEvery{100};
 constexpr size_t kUnsharedRemembered = 8192;
 constexpr int kRegisterRounds = 4;
@@ -23,11 +23,14 @@ constexpr int kHomeTries = 2000;  // × 50 µs and more, for a page whose COPY t
 constexpr std::chrono::milliseconds kGrowthEvery{4};
 constexpr uint64_t kGrowthBytes = 2 << 20;  // a smaller mapping cannot carry a program far over its limit
 
-// The evictable mapping around `page`, with what touches it and would be one with it but for a protection that may
-// be temporary, or but for our own registration: a boundary in `maps` that was not there in `before`.
-AddressRange MappingAround(const std::vector<MapEntry>& maps, uint64_t page, const std::vector<MapEntry>* before) {
-  const auto after = std::upper_bound(maps.begin(), maps.end(), page,
-                                      [](uint64_t address, const MapEntry& entry) { return address < entry.start; });
+// The evictable mapping around `page`, with what touches it and would be one with it but for a protection
+// that may be temporary, or but for our own registration: a boundary in `maps` that was not there in
+// `before`.
+AddressRange MappingAround(const std::vector<MapEntry>& maps, uint64_t page,
+                           const std::vector<MapEntry>* before) {
+  const auto after =
+      std::upper_bound(maps.begin(), maps.end(), page,
+                       [](uint64_t address, const MapEntry& entry) { return address < entry.start; });
   if (after == maps.begin()) return {};
   auto first = std::prev(after);
   auto last = first;
@@ -52,7 +55,8 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
   const auto evict = [&]() ZP_REQUIRES(evict_mu_) -> zp::Result<uint64_t> {
     if (!evicting_ || distrusted_.load(std::memory_order_relaxed)) return uint64_t{0};
     if (!channel_->Ready()) return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
-    if (staging_dirty_ && !ReleaseStaging()) return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
+    if (staging_dirty_ && !ReleaseStaging())
+      return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
     RefreshThreads();
     const std::vector<uint64_t> pages =
         scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), Over(kUrgentPermille));
@@ -87,7 +91,8 @@ void Client::RefreshThreads() {
   if (!channel_->Post(wire::kOpThreads, {}, 0).ok()) return;
   if (channel_->Await(kAgentRunTime) != AgentChannel::AwaitOutcome::kDone) return;
   const auto listed = channel_->Threads();
-  if (!listed.has_value()) return;  // no /proc there: stacks stay as they were known, doomed pages stay doomed
+  if (!listed.has_value())
+    return;  // no /proc there: stacks stay as they were known, doomed pages stay doomed
   threads_at_ = now;
   const auto& threads = *listed;
   scanner_.SetThreads(threads, identity_.pid);
@@ -97,10 +102,11 @@ void Client::RefreshThreads() {
   any_doomed_.store(!doomed_.empty(), std::memory_order_release);
 }
 
-// Registers the mappings that hold the pages, and notes which are registered beyond doubt: a MOVE out of a mapping
-// that is not loses the page (4.1). The kernel registers what is mapped at that moment; a hole in the range, mapped
-// since, is not registered, and nobody tells. So the maps are read again afterwards, and each mapping is asked. From
-// then on it can only change by an event, and then `event_seq_` has moved, or MOVE answers EAGAIN (H7).
+// Registers the mappings that hold the pages, and notes which are registered beyond doubt: a MOVE out of a
+// mapping that is not loses the page (4.1). The kernel registers what is mapped at that moment; a hole in the
+// range, mapped since, is not registered, and nobody tells. So the maps are read again afterwards, and each
+// mapping is asked. From then on it can only change by an event, and then `event_seq_` has moved, or MOVE
+// answers EAGAIN (H7).
 void Client::RegisterFor(const std::vector<uint64_t>& pages) {
   uint64_t seq = 0;
   std::vector<uint64_t> unknown;
@@ -112,9 +118,9 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
     }
   }
   if (unknown.empty()) return;
-  // Always whole mappings: registering a part would split one, and an mremap over both parts, which is one mapping
-  // natively, would fail half done (Linux 6.17). A mapping that grew or merged between the look and the call was
-  // split all the same: the next round sees the rest beside it and mends that.
+  // Always whole mappings: registering a part would split one, and an mremap over both parts, which is one
+  // mapping natively, would fail half done (Linux 6.17). A mapping that grew or merged between the look and
+  // the call was split all the same: the next round sees the rest beside it and mends that.
   std::vector<MapEntry> before;
   for (int round = 0;; ++round) {
     auto maps = memory_.ReadMaps();
@@ -140,8 +146,9 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
   for (const uint64_t page : unknown) {
     if (page >= mapping.start && page < mapping.end) continue;
     mapping = {};
-    const auto entry = std::find_if(before.begin(), before.end(),
-                                    [&](const MapEntry& candidate) { return candidate.start <= page && page < candidate.end; });
+    const auto entry = std::find_if(before.begin(), before.end(), [&](const MapEntry& candidate) {
+      return candidate.start <= page && page < candidate.end;
+    });
     if (entry == before.end()) continue;
     mapping = {entry->start, entry->end};
     if (IsRegistered(page)) proven.push_back(mapping);
@@ -152,7 +159,9 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
 }
 
 bool Client::IsOwn(const AddressRange& range) const {
-  const auto overlaps = [&](const AddressRange& own) { return range.start < own.end && own.start < range.end; };
+  const auto overlaps = [&](const AddressRange& own) {
+    return range.start < own.end && own.start < range.end;
+  };
   return overlaps(ranges_.arena) || overlaps(ranges_.staging);
 }
 
@@ -166,7 +175,9 @@ void Client::RegisterGrowth() {
     std::vector<uint64_t> pages;
     if (maps.ok()) {
       for (const MapEntry& entry : *maps) {
-        if (!entry.private_rw_anonymous || entry.end - entry.start < kGrowthBytes || IsOwn({entry.start, entry.end})) continue;
+        if (!entry.private_rw_anonymous || entry.end - entry.start < kGrowthBytes ||
+            IsOwn({entry.start, entry.end}))
+          continue;
         // Its last page: growth goes upwards in a heap, and a mapping that is full needs no watching.
         pages.push_back(entry.end - zp::kPageBytes);
       }
@@ -176,8 +187,8 @@ void Client::RegisterGrowth() {
   evict_mu_.Unlock();
 }
 
-// Asks with a ZEROPAGE for a page that is expected to be present: EEXIST if its mapping is registered, ENOENT if
-// not. Should it be missing, it is fresh memory, and zero is what a fault would have got.
+// Asks with a ZEROPAGE for a page that is expected to be present: EEXIST if its mapping is registered, ENOENT
+// if not. Should it be missing, it is fresh memory, and zero is what a fault would have got.
 bool Client::IsRegistered(uint64_t page) {
   zp::ReaderLock lock(meta_mu_);
   if (!index_.Get(PageIndex::FromAddress(page)).is_empty()) return false;
@@ -248,8 +259,8 @@ uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy)
   return evicted;
 }
 
-// The agent's word on slot n of a command that is over or cannot go on. What it moved and did not copy (it was
-// stopped, killed, or is hostile) lies still in staging.
+// The agent's word on slot n of a command that is over or cannot go on. What it moved and did not copy (it
+// was stopped, killed, or is hostile) lies still in staging.
 uint32_t Client::SettledResult(uint32_t n) {
   const uint32_t result = channel_->result(n);
   if (result != wire::kMoved) return result;
@@ -260,7 +271,8 @@ uint32_t Client::SettledResult(uint32_t n) {
 // A page that left the application and cannot be had from staging: lost, which is told (SIGBUS), never zero.
 void Client::LoseStaged(PageIndex page) {
   Add(stats_.corrupt);
-  for (int tries = 0; tries < kHomeTries && uffd_.Poison(page.address()).outcome == CopyOutcome::kRetry; ++tries) {
+  for (int tries = 0; tries < kHomeTries && uffd_.Poison(page.address()).outcome == CopyOutcome::kRetry;
+       ++tries) {
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
 }
@@ -276,7 +288,8 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
     // The client can write the ring: encode a copy that cannot change.
     memcpy(scratch.run.data(), channel_->data(n), zp::kPageBytes);
     const zp::PageView content(scratch.run.data(), zp::kPageBytes);
-    auto stored = services_.store.Store(content, {record_->id, PageIndex::FromAddress(address)}, zp::NodeId(0), scratch.codec);
+    auto stored = services_.store.Store(content, {record_->id, PageIndex::FromAddress(address)},
+                                        zp::NodeId(0), scratch.codec);
     if (!stored.ok()) {
       Add(stats_.refused_no_memory);
       PutHome(n, scratch);
@@ -341,7 +354,8 @@ void Client::PutHome(uint32_t n, FaultScratch& scratch) {
   (void)ReplaceStaging(n, Slot::Empty());
 }
 
-// After a fork a page stays shared until it is written (6.2): written by populate, by the agent, outside the gate.
+// After a fork a page stays shared until it is written (6.2): written by populate, by the agent, outside the
+// gate.
 void Client::Unshare(const std::vector<uint64_t>& pages) {
   if (!channel_->Post(wire::kOpPopulate, pages, 0).ok()) return;
   (void)channel_->Await(kAgentRunTime);

@@ -27,7 +27,8 @@ zp::MutablePageView PageOf(FaultScratch& scratch, uint64_t i) {
 }  // namespace
 
 ResolveOutcome Client::Resolve(const Fault& fault, FaultScratch& scratch) {
-  if (Over(kOverrunPermille) && evictable_.load(std::memory_order_relaxed) && MonotonicNs() - fault.started_ns < kThrottleNs) {
+  if (Over(kOverrunPermille) && evictable_.load(std::memory_order_relaxed) &&
+      MonotonicNs() - fault.started_ns < kThrottleNs) {
     Add(stats_.faults_throttled);
     return ResolveOutcome::kThrottled;
   }
@@ -83,7 +84,8 @@ uint64_t Client::ReadAheadWindow(int tid, PageIndex page) {
 ResolveOutcome Client::ZeroFill(PageIndex page, const Fault& fault) {
   const uint64_t address = page.address();
   UZSWAP_PAUSE_POINT("zero_fill.before_copy");
-  // A page about to be written gets memory of its own at once; one that is read shares the kernel's zero page.
+  // A page about to be written gets memory of its own at once; one that is read shares the kernel's zero
+  // page.
   const CopyResult result = fault.write ? uffd_.Copy(address, kZeros, 1) : uffd_.Zero(address, 1);
   switch (result.outcome) {
     case CopyOutcome::kCopied:
@@ -153,7 +155,8 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
   UZSWAP_PAUSE_POINT("fill.before_copy");
   CopyResult result = uffd_.Copy(address, scratch.run.data(), run);
   // A run that leaves the mapping is refused whole (9.1): the first page alone may still do.
-  if (result.outcome == CopyOutcome::kNoMapping && run > 1) result = uffd_.Copy(address, scratch.run.data(), 1);
+  if (result.outcome == CopyOutcome::kNoMapping && run > 1)
+    result = uffd_.Copy(address, scratch.run.data(), 1);
   uint64_t home = result.pages;
   if (result.outcome == CopyOutcome::kAlreadyPresent) {
     // The kernel's page is the truth; a copy beside it can only be old.
@@ -196,8 +199,8 @@ ResolveOutcome Client::FillFromStaging(PageIndex page, Slot slot, FaultScratch& 
   return GiveStaged(page, slot, scratch);
 }
 
-// Sends the first page of `scratch.run` home as the content of a slot in staging. kResolved with the slot as it was:
-// the kernel refused, and the waiting thread was told to ask again.
+// Sends the first page of `scratch.run` home as the content of a slot in staging. kResolved with the slot as
+// it was: the kernel refused, and the waiting thread was told to ask again.
 ResolveOutcome Client::GiveStaged(PageIndex page, Slot slot, FaultScratch& scratch) {
   const Slot filling = Slot::Busy(kFilling, 0);
   if (index_.CompareExchange(page, slot, filling) != Exchange::kDone) return ResolveOutcome::kRequeue;

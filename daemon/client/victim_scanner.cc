@@ -7,8 +7,8 @@
 namespace uzswap {
 namespace {
 
-constexpr uint64_t kMainWindow = 64 * 1024;       // around the main thread's descriptor: its static TLS
-constexpr uint64_t kStackWindow = 8 << 20;        // below another thread's descriptor: the default stack size
+constexpr uint64_t kMainWindow = 64 * 1024;  // around the main thread's descriptor: its static TLS
+constexpr uint64_t kStackWindow = 8 << 20;   // below another thread's descriptor: the default stack size
 
 }  // namespace
 
@@ -18,7 +18,8 @@ void VictimScanner::SetThreads(const std::vector<wire::ThreadRecord>& threads, i
     if (thread.robust_list == 0) continue;
     const uint64_t below = thread.tid == main_tid ? kMainWindow : kStackWindow;
     const uint64_t start = thread.robust_list > below ? thread.robust_list - below : 0;
-    thread_windows_.push_back({start & ~uint64_t{4095}, (thread.robust_list + kMainWindow) & ~uint64_t{4095}});
+    thread_windows_.push_back(
+        {start & ~uint64_t{4095}, (thread.robust_list + kMainWindow) & ~uint64_t{4095}});
   }
 }
 
@@ -36,7 +37,8 @@ void VictimScanner::Refresh(const ProcessMemory& memory, bool urgent) {
     if (!entry.private_rw_anonymous) continue;
     current.Add(entry.start, entry.end);
   }
-  // A thread's window reaches down to the start of its mapping at most: adjacent mappings have their own entries.
+  // A thread's window reaches down to the start of its mapping at most: adjacent mappings have their own
+  // entries.
   for (const AddressRange& window : thread_windows_) {
     for (const MapEntry& entry : *maps) {
       const uint64_t anchor = window.end - kMainWindow;
@@ -53,7 +55,8 @@ void VictimScanner::Refresh(const ProcessMemory& memory, bool urgent) {
   }
   RangeSet mature;
   for (const AddressRange& range : current.All()) {
-    for (const AddressRange& part : previous_.Intersect(range.start, range.end)) mature.Add(part.start, part.end);
+    for (const AddressRange& part : previous_.Intersect(range.start, range.end))
+      mature.Add(part.start, part.end);
   }
   if (now - previous_at_ >= kMatureAfter) {
     mature_ = std::move(mature);
@@ -63,7 +66,8 @@ void VictimScanner::Refresh(const ProcessMemory& memory, bool urgent) {
     // Between two full steps: nothing new matures, but what is gone is gone.
     RangeSet still;
     for (const AddressRange& range : mature.All()) {
-      for (const AddressRange& part : mature_.Intersect(range.start, range.end)) still.Add(part.start, part.end);
+      for (const AddressRange& part : mature_.Intersect(range.start, range.end))
+        still.Add(part.start, part.end);
     }
     mature_ = std::move(still);
   }
@@ -92,7 +96,8 @@ std::vector<uint64_t> VictimScanner::Next(const ProcessMemory& memory, RegionHea
             if (!end.ok()) return pages;
             next = std::max(*end, at + 4096);
             for (const page_region& region : regions) {
-              for (uint64_t page = region.start; page < region.end && pages.size() < max_pages; page += 4096) {
+              for (uint64_t page = region.start; page < region.end && pages.size() < max_pages;
+                   page += 4096) {
                 pages.push_back(page);
               }
             }

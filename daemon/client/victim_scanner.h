@@ -1,12 +1,14 @@
 // Which pages to take next.
 //
-// Idea: a clock hand over the addresses of a client's evictable mappings. The kernel gives user space no accessed
-// bit, so a page's heat is learned from its coming back: each 2 MiB region counts its refaults, and the hand
-// passes over a region that had many, halving its count. A mapping younger than kMatureAfter is left alone, so
-// mmap churn costs nothing; unless the client is well over its limit (`urgent`), when growth is what must be taken.
+// Idea: a clock hand over the addresses of a client's evictable mappings. The kernel gives user space no
+// accessed bit, so a page's heat is learned from its coming back: each 2 MiB region counts its refaults, and
+// the hand passes over a region that had many, halving its count. A mapping younger than kMatureAfter is left
+// alone, so mmap churn costs nothing; unless the client is well over its limit (`urgent`), when growth is
+// what must be taken.
 //
-// Never chosen: anything but "rw-p" anonymous memory; the agent's own ranges; the neighbourhood of each thread's
-// descriptor (H14: the kernel's exit path silently drops writes to a missing page there) and its stack.
+// Never chosen: anything but "rw-p" anonymous memory; the agent's own ranges; the neighbourhood of each
+// thread's descriptor (H14: the kernel's exit path silently drops writes to a missing page there) and its
+// stack.
 //
 // Cost: reading maps once per kRefreshEvery, a PAGEMAP_SCAN per batch (12 ns a present page).
 // Threads: one at a time (the client's eviction lock); RegionHeat from any thread.
@@ -27,7 +29,8 @@ namespace uzswap {
 
 inline constexpr uint64_t kRegionBytes = 2 << 20;
 
-// Refaults per 2 MiB region, hashed: two regions 128 GiB apart share a counter, which costs a little judgement.
+// Refaults per 2 MiB region, hashed: two regions 128 GiB apart share a counter, which costs a little
+// judgement.
 class RegionHeat {
  public:
   void Touch(uint64_t address) {
@@ -85,7 +88,8 @@ class DoomClearance {
     marked_.insert(marked_.end(), fresh_.begin(), fresh_.end());
     fresh_.clear();
   }
-  // A complete listing of the process's threads, taken after Mark. Ranges that are cleared by it are returned.
+  // A complete listing of the process's threads, taken after Mark. Ranges that are cleared by it are
+  // returned.
   std::vector<AddressRange> Observe(const std::vector<wire::ThreadRecord>& threads);
   // What is not cleared yet.
   std::vector<AddressRange> Pending() const;

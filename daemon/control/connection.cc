@@ -15,7 +15,8 @@ namespace {
 constexpr uint64_t kAddressLimit = uint64_t{1} << 56;
 
 bool Sane(uint64_t start, uint64_t bytes) {
-  return start % zp::kPageBytes == 0 && bytes % zp::kPageBytes == 0 && start > 0 && start < kAddressLimit && bytes < kAddressLimit;
+  return start % zp::kPageBytes == 0 && bytes % zp::kPageBytes == 0 && start > 0 && start < kAddressLimit &&
+         bytes < kAddressLimit;
 }
 
 std::string TextOf(const char* field, size_t capacity) { return {field, strnlen(field, capacity)}; }
@@ -23,7 +24,8 @@ std::string TextOf(const char* field, size_t capacity) { return {field, strnlen(
 bool IsUserfaultfd(int fd) {
   char target[64] = {};
   const std::string link = fmt::format("/proc/self/fd/{}", fd);
-  return readlink(link.c_str(), target, sizeof(target) - 1) > 0 && strcmp(target, "anon_inode:[userfaultfd]") == 0;
+  return readlink(link.c_str(), target, sizeof(target) - 1) > 0 &&
+         strcmp(target, "anon_inode:[userfaultfd]") == 0;
 }
 
 const char* Explain(const zp::Error& error) {
@@ -74,13 +76,16 @@ Connection::Next Connection::OnReadable() {
   memcpy(&header, packet.data(), sizeof(header));
   if (header.magic != wire::kMagic) return Refuse("malformed packet: this is no uzswap client");
   if (header.version != wire::kVersion) {
-    return Refuse(fmt::format("protocol version {} is not {}; install agent, uzswap and uzswapd of the same release", header.version,
-                              wire::kVersion));
+    return Refuse(
+        fmt::format("protocol version {} is not {}; install agent, uzswap and uzswapd of the same release",
+                    header.version, wire::kVersion));
   }
-  if (received->truncated || header.length != packet.size()) return Refuse("malformed packet: its length is wrong");
+  if (received->truncated || header.length != packet.size())
+    return Refuse("malformed packet: its length is wrong");
   const auto type = static_cast<wire::MessageType>(header.type);
   if (type == wire::MessageType::kControlRequest && state_ == State::kFresh) {
-    request_.assign(reinterpret_cast<const char*>(packet.data()) + sizeof(header), packet.size() - sizeof(header));
+    request_.assign(reinterpret_cast<const char*>(packet.data()) + sizeof(header),
+                    packet.size() - sizeof(header));
     return Next::kRequest;
   }
   switch (state_) {
@@ -115,19 +120,29 @@ Connection::Next Connection::OnHello(std::span<const std::byte> packet) {
   const std::string codec = TextOf(hello_.codec, sizeof(hello_.codec));
   const std::string pool = TextOf(hello_.pool, sizeof(hello_.pool));
   if (!codec.empty() && codec != codec_) {
-    return Refuse(fmt::format("this daemon stores with codec '{}', not '{}'; leave --codec out, or start it with --codec", codec_, codec));
+    return Refuse(fmt::format(
+        "this daemon stores with codec '{}', not '{}'; leave --codec out, or start it with --codec", codec_,
+        codec));
   }
   if (!pool.empty() && pool != pool_) {
-    return Refuse(fmt::format("this daemon stores in a '{}' pool, not '{}'; leave --pool out, or start it with --pool", pool_, pool));
+    return Refuse(
+        fmt::format("this daemon stores in a '{}' pool, not '{}'; leave --pool out, or start it with --pool",
+                    pool_, pool));
   }
-  if (peer_.pid == 0) return Refuse("the client is in a pid namespace that the daemon cannot see; run uzswapd there or on the host");
+  if (peer_.pid == 0)
+    return Refuse(
+        "the client is in a pid namespace that the daemon cannot see; run uzswapd there or on the host");
   auto memory = ProcessMemory::Open(peer_.pid);
-  if (!memory.ok()) return Refuse(fmt::format("{} ({}: {})", Explain(memory.error()), memory.error().op, strerror(memory.error().sys_errno)));
+  if (!memory.ok())
+    return Refuse(fmt::format("{} ({}: {})", Explain(memory.error()), memory.error().op,
+                              strerror(memory.error().sys_errno)));
   memory_ = std::move(*memory);
 
   const zp::UniqueFd device(open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
   if (!device.valid()) {
-    return Refuse(fmt::format("the daemon cannot open /dev/userfaultfd ({}); run it as root, or give its group access", strerror(errno)));
+    return Refuse(
+        fmt::format("the daemon cannot open /dev/userfaultfd ({}); run it as root, or give its group access",
+                    strerror(errno)));
   }
   if (!Reply(wire::MessageType::kDevice, device.get())) return Next::kClose;
   state_ = State::kWantContext;
@@ -145,7 +160,8 @@ Connection::Next Connection::OnContext(zp::UniqueFd fd) {
   if (!uffd.ok()) return Refuse("the Context message's descriptor is unusable");
   const auto handshake = uffd->Handshake();
   if (!handshake.ok()) {
-    if (handshake.error().code == zp::Errc::kInvalid) return Refuse("the Context message's descriptor is not a fresh userfaultfd");
+    if (handshake.error().code == zp::Errc::kInvalid)
+      return Refuse("the Context message's descriptor is not a fresh userfaultfd");
     return Refuse(Explain(handshake.error()));
   }
   uffd_ = std::move(*uffd);
@@ -161,17 +177,19 @@ Connection::Next Connection::OnContext(zp::UniqueFd fd) {
   return Next::kWait;
 }
 
-// The same-mm proof: a nonce goes in through the userfaultfd and must come out at the same address of the process
-// that the socket's credentials name, and be known to the peer.
+// The same-mm proof: a nonce goes in through the userfaultfd and must come out at the same address of the
+// process that the socket's credentials name, and be known to the peer.
 Connection::Next Connection::OnReady() {
-  if (getrandom(&nonce_, sizeof(nonce_), 0) != sizeof(nonce_)) return Refuse("the daemon has no random numbers");
+  if (getrandom(&nonce_, sizeof(nonce_), 0) != sizeof(nonce_))
+    return Refuse("the daemon has no random numbers");
   alignas(4096) std::byte page[zp::kPageBytes] = {};
   memcpy(page, &nonce_, sizeof(nonce_));
   if (uffd_.Copy(hello_.staging_start, page, 1).outcome != CopyOutcome::kCopied) {
     return Refuse("the agent's staging memory is not registered with its userfaultfd");
   }
   uint64_t seen = 0;
-  if (!memory_.IsPlainMemory(hello_.staging_start, hello_.staging_bytes)) return Refuse("the agent's staging memory is no plain memory");
+  if (!memory_.IsPlainMemory(hello_.staging_start, hello_.staging_bytes))
+    return Refuse("the agent's staging memory is no plain memory");
   if (!memory_.Read(hello_.staging_start, &seen, sizeof(seen)) || seen != nonce_) {
     return Refuse("the userfaultfd does not belong to the process that connected");
   }
@@ -188,8 +206,8 @@ Connection::Next Connection::OnProof(std::span<const std::byte> packet) {
   channel_->SetSocket(socket_);
   const Client::AgentRanges ranges{{hello_.arena_start, hello_.arena_start + hello_.arena_bytes},
                                    {hello_.staging_start, hello_.staging_start + hello_.staging_bytes}};
-  auto client = Client::Create(services_, {peer_.pid, peer_.uid, ReadComm(peer_.pid)}, std::move(uffd_), std::move(memory_),
-                               std::move(channel_), ranges, hello_.limit_bytes);
+  auto client = Client::Create(services_, {peer_.pid, peer_.uid, ReadComm(peer_.pid)}, std::move(uffd_),
+                               std::move(memory_), std::move(channel_), ranges, hello_.limit_bytes);
   if (!client.ok()) return Refuse(Explain(client.error()));
   client_ = std::move(*client);
   wire::Welcome welcome{};

@@ -1,7 +1,8 @@
 // One connection of the control socket, until it is an attached client or is closed.
 //
-// Idea: a state machine fed with packets, so that a peer that stops in the middle costs a descriptor and nothing
-// else. Everything that arrives is checked for size, magic, version and order; a mistake is answered with Refused.
+// Idea: a state machine fed with packets, so that a peer that stops in the middle costs a descriptor and
+// nothing else. Everything that arrives is checked for size, magic, version and order; a mistake is answered
+// with Refused.
 //
 // Threads: the server's thread alone.
 #pragma once
@@ -30,16 +31,20 @@ struct PeerCredentials {
 class Connection {
  public:
   enum class Next {
-    kWait,      // for the next packet
+    kWait,  // for the next packet
     kClose,
     kAttached,  // client() is ready; from now on the socket carries doorbells and reports
     kRequest,   // request() holds a control request; the server answers
   };
 
   // `codec` and `pool` are what this daemon stores with.
-  Connection(std::shared_ptr<const zp::UniqueFd> socket, PeerCredentials peer, ClientServices services, std::string codec,
-             std::string pool)
-      : socket_(std::move(socket)), peer_(peer), services_(services), codec_(std::move(codec)), pool_(std::move(pool)) {}
+  Connection(std::shared_ptr<const zp::UniqueFd> socket, PeerCredentials peer, ClientServices services,
+             std::string codec, std::string pool)
+      : socket_(std::move(socket)),
+        peer_(peer),
+        services_(services),
+        codec_(std::move(codec)),
+        pool_(std::move(pool)) {}
 
   Next OnReadable();
   const std::shared_ptr<const zp::UniqueFd>& socket() const { return socket_; }

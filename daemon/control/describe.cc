@@ -14,7 +14,9 @@ double Ratio(uint64_t stored_bytes, uint64_t pool_bytes) {
 
 json DescribeLatency(const LatencyHistogram& latency) {
   const auto us = [](uint64_t ns) { return static_cast<double>(ns) / 1000.0; };
-  return {{"p50", us(latency.PercentileNs(500))}, {"p99", us(latency.PercentileNs(990))}, {"max", us(latency.max_ns())}};
+  return {{"p50", us(latency.PercentileNs(500))},
+          {"p99", us(latency.PercentileNs(990))},
+          {"max", us(latency.max_ns())}};
 }
 
 }  // namespace
@@ -76,7 +78,8 @@ json DescribeAll(const StatRequest& request, const ClientRegistry& registry, con
                  const zp::IndexArena& index_arena, const Options& options, double uptime_seconds) {
   const auto mine = [&](uid_t uid) { return request.uid == 0 || request.uid == uid; };
   json clients = json::array();
-  uint64_t count = 0, resident = 0, stored_pages = 0, same_filled = 0, evicted = 0, faults_stored = 0, faults_zero = 0;
+  uint64_t count = 0, resident = 0, stored_pages = 0, same_filled = 0, evicted = 0, faults_stored = 0,
+           faults_zero = 0;
   LatencyHistogram latency;
   for (const auto& client : registry.All()) {
     if (!mine(client->identity().uid)) continue;

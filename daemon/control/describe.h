@@ -15,11 +15,12 @@ namespace uzswap {
 nlohmann::json DescribeClient(const Client& client, const char* state);
 
 struct StatRequest {
-  pid_t pid = 0;             // 0: all
+  pid_t pid = 0;  // 0: all
   bool include_gone = false;
-  uid_t uid = 0;             // who asks: root sees all, others their own
+  uid_t uid = 0;  // who asks: root sees all, others their own
 };
-nlohmann::json DescribeAll(const StatRequest& request, const ClientRegistry& registry, const zp::PageStore& store,
-                           const zp::IndexArena& index_arena, const Options& options, double uptime_seconds);
+nlohmann::json DescribeAll(const StatRequest& request, const ClientRegistry& registry,
+                           const zp::PageStore& store, const zp::IndexArena& index_arena,
+                           const Options& options, double uptime_seconds);
 
 }  // namespace uzswap

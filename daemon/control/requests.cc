@@ -16,12 +16,17 @@ using nlohmann::json;
 
 namespace {
 
-Reply Failure(int status, const std::string& text) { return {status, json{{"error", text}}.dump(), false, nullptr}; }
+Reply Failure(int status, const std::string& text) {
+  return {status, json{{"error", text}}.dump(), false, nullptr};
+}
 
-bool IsNumber(const json& request, const char* key) { return request.contains(key) && request[key].is_number_unsigned(); }
+bool IsNumber(const json& request, const char* key) {
+  return request.contains(key) && request[key].is_number_unsigned();
+}
 
 // The clients of "pid" that the asker may steer; an error in `reply` if there are none.
-std::vector<std::shared_ptr<Client>> Targets(const json& request, const RequestContext& context, Reply* reply) {
+std::vector<std::shared_ptr<Client>> Targets(const json& request, const RequestContext& context,
+                                             Reply* reply) {
   std::vector<std::shared_ptr<Client>> mine;
   if (!IsNumber(request, "pid")) {
     *reply = Failure(EINVAL, "the request needs \"pid\", the number of an attached process");
@@ -33,8 +38,12 @@ std::vector<std::shared_ptr<Client>> Targets(const json& request, const RequestC
     if (context.uid == 0 || context.uid == client->identity().uid) mine.push_back(client);
   }
   if (mine.empty()) {
-    *reply = all.empty() ? Failure(ESRCH, fmt::format("process {} is not attached; `uzswap stat` lists those that are", pid))
-                         : Failure(EPERM, fmt::format("process {} belongs to another user; ask as that user or as root", pid));
+    *reply =
+        all.empty()
+            ? Failure(ESRCH,
+                      fmt::format("process {} is not attached; `uzswap stat` lists those that are", pid))
+            : Failure(EPERM,
+                      fmt::format("process {} belongs to another user; ask as that user or as root", pid));
   }
   return mine;
 }
@@ -44,7 +53,10 @@ Reply HandleStat(const json& request, const RequestContext& context) {
   stat.uid = context.uid;
   if (IsNumber(request, "pid")) stat.pid = static_cast<pid_t>(request["pid"].get<uint64_t>());
   stat.include_gone = request.value("include_gone", json(false)) == json(true);
-  return {0, DescribeAll(stat, context.registry, context.store, context.index_arena, context.options, context.uptime_seconds).dump(-1, ' ', false, json::error_handler_t::replace),
+  return {0,
+          DescribeAll(stat, context.registry, context.store, context.index_arena, context.options,
+                      context.uptime_seconds)
+              .dump(-1, ' ', false, json::error_handler_t::replace),
           false, nullptr};
 }
 
@@ -52,9 +64,11 @@ Reply HandleLimit(const json& request, const RequestContext& context) {
   Reply reply;
   const auto targets = Targets(request, context, &reply);
   if (targets.empty()) return reply;
-  if (!IsNumber(request, "limit_bytes")) return Failure(EINVAL, "the request needs \"limit_bytes\" (0: no limit)");
+  if (!IsNumber(request, "limit_bytes"))
+    return Failure(EINVAL, "the request needs \"limit_bytes\" (0: no limit)");
   const uint64_t limit = request["limit_bytes"].get<uint64_t>();
-  if (limit != 0 && limit < wire::kMinLimitBytes) return Failure(EINVAL, "the limit is below 4 MiB, less than a process needs to live");
+  if (limit != 0 && limit < wire::kMinLimitBytes)
+    return Failure(EINVAL, "the limit is below 4 MiB, less than a process needs to live");
   for (const auto& client : targets) client->limit_bytes().store(limit);
   return {0, json{{"schema", "uzswap.ok/1"}}.dump(), true, nullptr};
 }
@@ -96,11 +110,14 @@ Reply HandleRestore(const json& request, const RequestContext& context) {
 
 Reply HandleRequest(const std::string& text, const RequestContext& context) {
   const json request = json::parse(text, nullptr, false);
-  if (request.is_discarded() || !request.is_object() || !request.contains("verb") || !request["verb"].is_string()) {
+  if (request.is_discarded() || !request.is_object() || !request.contains("verb") ||
+      !request["verb"].is_string()) {
     return Failure(EINVAL, "the request is not JSON with a \"verb\"; use the uzswap of this release");
   }
   const auto& verb = request["verb"].get_ref<const std::string&>();
-  if (verb == "ping") return {0, json{{"schema", "uzswap.ping/1"}, {"pid", getpid()}, {"version", kVersionText}}.dump(), false, nullptr};
+  if (verb == "ping")
+    return {0, json{{"schema", "uzswap.ping/1"}, {"pid", getpid()}, {"version", kVersionText}}.dump(), false,
+            nullptr};
   if (verb == "stat") return HandleStat(request, context);
   if (verb == "limit") return HandleLimit(request, context);
   if (verb == "reclaim") return HandleReclaim(request, context);
@@ -113,7 +130,8 @@ void SendReply(int socket, const Reply& reply) {
   wire::ControlReply message{};
   message.header = MakeHeader(wire::MessageType::kControlReply, sizeof(message));
   message.status = reply.status;
-  if (!file.ok() || pwrite(file->get(), reply.json.data(), reply.json.size(), 0) != static_cast<ssize_t>(reply.json.size())) {
+  if (!file.ok() || pwrite(file->get(), reply.json.data(), reply.json.size(), 0) !=
+                        static_cast<ssize_t>(reply.json.size())) {
     message.status = ENOMEM;
     (void)SendPacket(socket, AsBytes(message));
     return;

@@ -26,10 +26,10 @@ using std::chrono::seconds;
 
 constexpr seconds kHandshakeTime{10};
 constexpr size_t kMaxConnections = 4096;
-constexpr size_t kMaxHalfOpen = 128;            // of one user
-constexpr size_t kDescriptorsPerClient = 8;     // userfaultfd, ring, socket, five files of /proc
-constexpr milliseconds kTick{50};             // while something is about to end
-constexpr seconds kChildProbe{1};             // forked children tell nobody of their end
+constexpr size_t kMaxHalfOpen = 128;         // of one user
+constexpr size_t kDescriptorsPerClient = 8;  // userfaultfd, ring, socket, five files of /proc
+constexpr milliseconds kTick{50};            // while something is about to end
+constexpr seconds kChildProbe{1};            // forked children tell nobody of their end
 constexpr seconds kLingerTime{5};
 
 size_t DescriptorLimit() {
@@ -48,7 +48,10 @@ zp::Status Add(int epoll, int fd, uint32_t events) {
 }  // namespace
 
 Server::Server(const Options& options, zp::PageStore& store, zp::IndexArena& index_arena, ClientTable& table)
-    : options_(options), store_(store), index_arena_(index_arena), services_{store, index_arena, table, *this} {}
+    : options_(options),
+      store_(store),
+      index_arena_(index_arena),
+      services_{store, index_arena, table, *this} {}
 
 Server::~Server() {
   {
@@ -71,7 +74,8 @@ zp::Status Server::Start() {
   sigaddset(&mask, SIGINT);
   (void)pthread_sigmask(SIG_BLOCK, &mask, nullptr);  // before any thread is made: all inherit it
   signals_.reset(signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!epoll_.valid() || !wake_.valid() || !signals_.valid()) return zp::ErrnoError("creating the main loop's descriptors");
+  if (!epoll_.valid() || !wake_.valid() || !signals_.valid())
+    return zp::ErrnoError("creating the main loop's descriptors");
   listener_ = ZP_TRY(ListenAt(options_.socket_path));
   ZP_TRY(Add(epoll_.get(), listener_.get(), EPOLLIN));
   ZP_TRY(Add(epoll_.get(), wake_.get(), EPOLLIN));
@@ -107,7 +111,8 @@ int Server::Run() {
         if (BringAllHome()) return 0;
       } else if (fd == STDIN_FILENO && options_.embedded) {
         char ignored[64];
-        if ((events[i].events & (EPOLLHUP | EPOLLERR)) != 0 || read(STDIN_FILENO, ignored, sizeof(ignored)) <= 0) {
+        if ((events[i].events & (EPOLLHUP | EPOLLERR)) != 0 ||
+            read(STDIN_FILENO, ignored, sizeof(ignored)) <= 0) {
           parent_gone_ = true;
           (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, STDIN_FILENO, nullptr);
         }
@@ -141,14 +146,15 @@ void Server::Accept() {
     const int key = fd.get();
     if (!Add(epoll_.get(), key, EPOLLIN | EPOLLRDHUP).ok()) continue;
     connections_[key] = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(fd)),
-                                                     PeerCredentials{credentials.pid, credentials.uid}, services_,
-                                                     options_.codec, options_.pool);
+                                                     PeerCredentials{credentials.pid, credentials.uid},
+                                                     services_, options_.codec, options_.pool);
   }
 }
 
 size_t Server::HalfOpen(uid_t uid) const {
-  return static_cast<size_t>(std::count_if(connections_.begin(), connections_.end(),
-                                           [uid](const auto& entry) { return entry.second->peer().uid == uid; }));
+  return static_cast<size_t>(
+      std::count_if(connections_.begin(), connections_.end(),
+                    [uid](const auto& entry) { return entry.second->peer().uid == uid; }));
 }
 
 void Server::OnConnection(int fd, uint32_t events) {
@@ -191,8 +197,8 @@ void Server::OnAttached(const Connection& connection) {
   workers_->Watch(client);
   registry_.Add(client);
   reclaimer_.Poke();
-  spdlog::info("client {}: pid {} ({}) attached, limit {}", client->id(), client->identity().pid, client->identity().comm,
-               client->limit_bytes().load());
+  spdlog::info("client {}: pid {} ({}) attached, limit {}", client->id(), client->identity().pid,
+               client->identity().comm, client->limit_bytes().load());
   connections_.erase(fd);  // the socket lives on in the client's channel
 }
 
@@ -227,7 +233,8 @@ void Server::RemoveClient(uint32_t id) {
     attached_.erase(it);
     break;
   }
-  registry_.RememberGone(DescribeClient(*client, "gone").dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  registry_.RememberGone(
+      DescribeClient(*client, "gone").dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   spdlog::info("client {}: pid {} ({}) is gone", id, client->identity().pid, client->identity().comm);
 }
 
@@ -235,7 +242,8 @@ void Server::RemoveClient(uint32_t id) {
 int Server::HousekeepingDelay() const {
   const auto now = Clock::now();
   const auto soon = [&](const Lingering& entry) { return now - entry.since <= kLingerTime; };
-  if (!connections_.empty() || std::any_of(lingering_.begin(), lingering_.end(), soon)) return static_cast<int>(kTick.count());
+  if (!connections_.empty() || std::any_of(lingering_.begin(), lingering_.end(), soon))
+    return static_cast<int>(kTick.count());
   bool probe = !lingering_.empty();
   for (const auto& client : registry_.All()) probe = probe || !client->has_agent();
   return probe ? static_cast<int>(milliseconds(kChildProbe).count()) : -1;
@@ -257,8 +265,9 @@ void Server::Housekeeping() {
     }
     if (!entry.warned && now - entry.since > kLingerTime) {
       entry.warned = true;
-      spdlog::warn("client {}: pid {} lives without its agent; its pages are served, none are evicted any more", entry.id,
-                   client->identity().pid);
+      spdlog::warn(
+          "client {}: pid {} lives without its agent; its pages are served, none are evicted any more",
+          entry.id, client->identity().pid);
     }
     return false;
   });
@@ -277,19 +286,22 @@ void Server::Housekeeping() {
 bool Server::BringAllHome() {
   auto scratch = std::make_unique<FaultScratch>();
   std::set<uint32_t> failed;
-  // A program may fork while it is brought home, and the child holds all that its parent held: go on until a look
-  // finds nobody new. A client whose ranges are unregistered cannot have another child that needs us.
+  // A program may fork while it is brought home, and the child holds all that its parent held: go on until a
+  // look finds nobody new. A client whose ranges are unregistered cannot have another child that needs us.
   for (bool again = true; again;) {
     again = false;
     for (const auto& client : registry_.All()) {
       if (failed.contains(client->id())) continue;
       again = true;
       const auto result = client->Restore(true, *scratch);
-      spdlog::info("client {}: pid {}: {} pages brought home", client->id(), client->identity().pid, result.pages);
+      spdlog::info("client {}: pid {}: {} pages brought home", client->id(), client->identity().pid,
+                   result.pages);
       if (result.failed > 0 && !client->Gone()) {
         failed.insert(client->id());
-        spdlog::error("client {}: pid {}: {} pages could not be brought home; the daemon stays, stop that program first",
-                      client->id(), client->identity().pid, result.failed);
+        spdlog::error(
+            "client {}: pid {}: {} pages could not be brought home; the daemon stays, stop that program "
+            "first",
+            client->id(), client->identity().pid, result.failed);
         continue;
       }
       client->Dismiss();
@@ -300,8 +312,12 @@ bool Server::BringAllHome() {
 }
 
 void Server::Answer(const Connection& connection) {
-  RequestContext context{registry_, store_,        index_arena_, options_,
-                         std::chrono::duration<double>(Clock::now() - started_at_).count(), connection.peer().uid};
+  RequestContext context{registry_,
+                         store_,
+                         index_arena_,
+                         options_,
+                         std::chrono::duration<double>(Clock::now() - started_at_).count(),
+                         connection.peer().uid};
   Reply reply = HandleRequest(connection.request(), context);
   if (reply.limits_changed) reclaimer_.Poke();
   if (!reply.later) {

@@ -1,8 +1,8 @@
 // The daemon's main loop: the control socket, signals, and the coming and going of clients.
 //
-// Idea: one thread owns connections and decides about clients' lives; faults and reclaim run on threads of their
-// own and only tell it (OnGone). Requests that take long (reclaim, restore) run on one thread for them, so that
-// attaching never waits for them.
+// Idea: one thread owns connections and decides about clients' lives; faults and reclaim run on threads of
+// their own and only tell it (OnGone). Requests that take long (reclaim, restore) run on one thread for them,
+// so that attaching never waits for them.
 //
 // Threads: Run on the caller's thread; OnGone and AdoptChild from any.
 #pragma once

@@ -15,8 +15,8 @@
 namespace uzswap {
 namespace {
 
-// Measured on 2 CPUs, 8 faulting threads, others computing: twice the faults per second of SCHED_BATCH, which waits
-// for the running thread's slice.
+// Measured on 2 CPUs, 8 faulting threads, others computing: twice the faults per second of SCHED_BATCH, which
+// waits for the running thread's slice.
 constexpr int kNice = -10;
 constexpr uint64_t kStopId = 0;  // client numbers begin at 1
 
@@ -52,7 +52,8 @@ zp::Status FaultWorkers::Init() {
     epoll_event event{};
     event.events = EPOLLIN;
     event.data.u64 = kStopId;
-    if (epoll_ctl(worker->epoll.get(), EPOLL_CTL_ADD, stop_event_.get(), &event) != 0) return zp::ErrnoError("epoll_ctl");
+    if (epoll_ctl(worker->epoll.get(), EPOLL_CTL_ADD, stop_event_.get(), &event) != 0)
+      return zp::ErrnoError("epoll_ctl");
     workers_.push_back(std::move(worker));
   }
   for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->thread = std::thread([this, i] { Run(i); });
@@ -108,7 +109,8 @@ void FaultWorkers::Arm(Watched& watched, size_t worker, bool on) {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.u64 = watched.client->id();
-  if (epoll_ctl(workers_[worker]->epoll.get(), on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, watched.client->uffd().fd(), &event) == 0) {
+  if (epoll_ctl(workers_[worker]->epoll.get(), on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL,
+                watched.client->uffd().fd(), &event) == 0) {
     watched.armed[worker] = on;
   }
 }
@@ -121,7 +123,8 @@ void FaultWorkers::Place(Watched& watched, int tid) {
   if (now - sampled.load(std::memory_order_relaxed) < kSampleEveryNs) return;
   sampled.store(now, std::memory_order_relaxed);
   const int cpu = ReadTaskCpu(tid, tid);
-  const auto here = std::find_if(workers_.begin(), workers_.end(), [cpu](const auto& worker) { return worker->cpu == cpu; });
+  const auto here = std::find_if(workers_.begin(), workers_.end(),
+                                 [cpu](const auto& worker) { return worker->cpu == cpu; });
   if (here == workers_.end()) return;
   zp::MutexLock lock(watched.mu);
   if (watched.removed) return;
@@ -137,7 +140,8 @@ void FaultWorkers::Place(Watched& watched, int tid) {
 void FaultWorkers::Handle(const std::shared_ptr<Watched>& watched, const Fault& fault, FaultScratch& scratch,
                           Queue* deferred) {
   const auto defer = [&](uint64_t delay_ns) {
-    deferred->try_emplace({watched->client->id(), fault.address}, Deferred{watched, fault, MonotonicNs() + delay_ns});
+    deferred->try_emplace({watched->client->id(), fault.address},
+                          Deferred{watched, fault, MonotonicNs() + delay_ns});
   };
   switch (watched->client->Resolve(fault, scratch)) {
     case ResolveOutcome::kResolved:
@@ -162,7 +166,8 @@ void FaultWorkers::Run(size_t index) {
   CPU_ZERO(&set);
   CPU_SET(self.cpu, &set);
   (void)sched_setaffinity(0, sizeof(set), &set);
-  // Ahead of who computes on this CPU: the thread that waits for us has given it up. Refused without CAP_SYS_NICE.
+  // Ahead of who computes on this CPU: the thread that waits for us has given it up. Refused without
+  // CAP_SYS_NICE.
   (void)setpriority(PRIO_PROCESS, 0, kNice);
 
   auto scratch = std::make_unique<FaultScratch>();
@@ -178,7 +183,8 @@ void FaultWorkers::Run(size_t index) {
       delay.tv_nsec = earliest > now ? static_cast<long>(earliest - now) : 0;
     }
     epoll_event events[16];
-    const int ready = epoll_pwait2(self.epoll.get(), events, 16, deferred.empty() ? nullptr : &delay, nullptr);
+    const int ready =
+        epoll_pwait2(self.epoll.get(), events, 16, deferred.empty() ? nullptr : &delay, nullptr);
     for (int i = 0; i < ready; ++i) {
       if (events[i].data.u64 == kStopId) continue;
       const auto watched = Find(events[i].data.u64);

@@ -11,12 +11,13 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr uint64_t kBatchesPerVisit = 16;
-constexpr uint64_t kWatchPermille = 100;   // this near the limit, growth is watched
-constexpr milliseconds kNearPause{4};        // 80 % of the limit and more: a program can allocate 10 MB meanwhile
-constexpr milliseconds kLongestPause{200};   // a program that grows past its limit is pushed back within a second
-constexpr milliseconds kRefusedPause{10};    // over the limit, but nothing can go at the moment
+constexpr uint64_t kWatchPermille = 100;  // this near the limit, growth is watched
+constexpr milliseconds kNearPause{4};  // 80 % of the limit and more: a program can allocate 10 MB meanwhile
+constexpr milliseconds kLongestPause{
+    200};  // a program that grows past its limit is pushed back within a second
+constexpr milliseconds kRefusedPause{10};  // over the limit, but nothing can go at the moment
 constexpr std::chrono::seconds kReclaimTime{60};
-constexpr uint64_t kNoProgressTries = 200;   // of ReclaimNow: two seconds
+constexpr uint64_t kNoProgressTries = 200;  // of ReclaimNow: two seconds
 
 }  // namespace
 

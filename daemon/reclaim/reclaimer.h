@@ -4,8 +4,8 @@
 // kSlackPermille below. Below: look again after a time that grows while nothing changes and shrinks when the
 // resident set moves, so an idle machine is left alone.
 //
-// Threads: Start, Stop, Poke and the requests from any thread. Two reclaimers never evict from one client at once
-// (Client::Evict answers kBusy).
+// Threads: Start, Stop, Poke and the requests from any thread. Two reclaimers never evict from one client at
+// once (Client::Evict answers kBusy).
 #pragma once
 
 #include <chrono>

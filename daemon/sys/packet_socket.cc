@@ -84,15 +84,18 @@ zp::Result<zp::UniqueFd> ListenAt(const std::string& path) {
   if (!probe.valid()) return zp::ErrnoError("socket");
   struct stat status {};
   if (lstat(path.c_str(), &status) == 0) {
-    if (!S_ISSOCK(status.st_mode)) return zp::Error{zp::Errc::kExists, 0, "a file that is no socket stands at the socket's path"};
-    if (connect(probe.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 || errno == EAGAIN) {
+    if (!S_ISSOCK(status.st_mode))
+      return zp::Error{zp::Errc::kExists, 0, "a file that is no socket stands at the socket's path"};
+    if (connect(probe.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 ||
+        errno == EAGAIN) {
       return zp::Error{zp::Errc::kExists, EADDRINUSE, "another daemon listens there"};
     }
     if (errno == ECONNREFUSED) (void)unlink(path.c_str());
   }
   zp::UniqueFd listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!listener.valid()) return zp::ErrnoError("socket");
-  if (bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) return zp::ErrnoError("bind");
+  if (bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0)
+    return zp::ErrnoError("bind");
   // Anybody may attach own programs (design §7): what a peer may do follows from its credentials.
   if (chmod(path.c_str(), 0666) != 0) return zp::ErrnoError("chmod of the socket");
   if (listen(listener.get(), 128) != 0) return zp::ErrnoError("listen");

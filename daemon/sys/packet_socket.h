@@ -24,8 +24,8 @@ struct Packet {
 
 // kAgain if nothing waits and the socket does not block; kGone if the peer closed or reset.
 zp::Status SendPacket(int socket, std::span<const std::byte> packet, int fd = -1);
-// Descriptors are taken only where one is expected: closing a hostile one (of a FUSE file) can block for ever, while
-// what is not taken is dropped by the kernel without asking its file system.
+// Descriptors are taken only where one is expected: closing a hostile one (of a FUSE file) can block for
+// ever, while what is not taken is dropped by the kernel without asking its file system.
 enum class Descriptors { kAccept, kRefuse };
 zp::Result<Packet> ReceivePacket(int socket, std::span<std::byte> buffer, Descriptors descriptors);
 

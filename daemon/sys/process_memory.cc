@@ -24,7 +24,8 @@ zp::Result<zp::UniqueFd> OpenProc(pid_t pid, const char* name, const char* op) {
   return zp::ErrnoError(op);
 }
 
-// seq_file contents by pread; an offset that is not the file's own restarts the kernel's iteration at 0 only once.
+// seq_file contents by pread; an offset that is not the file's own restarts the kernel's iteration at 0 only
+// once.
 zp::Result<std::string> ReadAll(int fd, const char* op) {
   std::string text;
   char chunk[32 * 1024];
@@ -92,7 +93,8 @@ zp::Result<ProcessMemory> ProcessMemory::Open(pid_t pid) {
   memory.statm_ = ZP_TRY(OpenProc(pid, "statm", "opening /proc/PID/statm"));
   std::vector<page_region> none;
   auto scan = memory.ScanPresent(0x10000, 0x11000, 1, &none);
-  if (!scan.ok()) return zp::Error{zp::Errc::kUnsupported, scan.error().sys_errno, "PAGEMAP_SCAN (Linux 6.7)"};
+  if (!scan.ok())
+    return zp::Error{zp::Errc::kUnsupported, scan.error().sys_errno, "PAGEMAP_SCAN (Linux 6.7)"};
   return memory;
 }
 

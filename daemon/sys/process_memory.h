@@ -1,9 +1,9 @@
 // What the daemon sees of a client's memory through /proc.
 //
-// Idea: the files are opened once, at attach, while the peer's credentials are fresh. maps, smaps, pagemap and mem
-// hold the memory descriptor (mm) that was current at open: after exec they still speak of the old program, so a
-// reused pid can never be mistaken for the client. statm and task/ belong to the pid; they are only read for
-// statistics.
+// Idea: the files are opened once, at attach, while the peer's credentials are fresh. maps, smaps, pagemap
+// and mem hold the memory descriptor (mm) that was current at open: after exec they still speak of the old
+// program, so a reused pid can never be mistaken for the client. statm and task/ belong to the pid; they are
+// only read for statistics.
 //
 // Cost: ReadMaps ~0.3 µs a mapping; Scan 12 ns a present page; ResidentBytes ~2 µs.
 // Threads: const methods from any thread at once, each call uses pread or its own offset.
@@ -40,9 +40,10 @@ class ProcessMemory {
   bool IsPlainMemory(uint64_t start, uint64_t bytes) const;
   // Ranges with MADV_WIPEONFORK (VmFlags "wf"): a child must see zeros there (H11). Walks page tables: slow.
   zp::Result<std::vector<MapEntry>> ReadWipeOnFork() const;
-  // Present, anonymous, not the shared zero page, within [start, end): appended to `out` as page runs, at most
-  // `max_pages` pages. Returns the address where the walk ended.
-  zp::Result<uint64_t> ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages, std::vector<page_region>* out) const;
+  // Present, anonymous, not the shared zero page, within [start, end): appended to `out` as page runs, at
+  // most `max_pages` pages. Returns the address where the walk ended.
+  zp::Result<uint64_t> ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,
+                                   std::vector<page_region>* out) const;
   // Reads present memory; a missing page is an error, never a fault (11.1).
   bool Read(uint64_t address, void* out, size_t bytes) const;
   // Resident set of the pid, all kinds; 0 if it is gone.

@@ -1,7 +1,7 @@
 // Kernel definitions newer than the headers of Debian 12 (Linux 6.1). The only place where they stand.
 //
-// Source: include/uapi/linux/userfaultfd.h, fs.h, asm-generic/mman-common.h of Linux 6.8 to 6.18; the numbers are
-// ABI and don't change. Freestanding: the agent includes this, too.
+// Source: include/uapi/linux/userfaultfd.h, fs.h, asm-generic/mman-common.h of Linux 6.8 to 6.18; the numbers
+// are ABI and don't change. Freestanding: the agent includes this, too.
 #pragma once
 
 #include <linux/userfaultfd.h>

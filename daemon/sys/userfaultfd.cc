@@ -33,7 +33,8 @@ CopyResult Judge(int ret, int error, int64_t done, uint64_t pages) {
 zp::Result<Userfaultfd> Userfaultfd::Adopt(zp::UniqueFd fd) {
   const int flags = fcntl(fd.get(), F_GETFL);
   if (flags < 0) return zp::ErrnoError("fcntl(F_GETFL) of a userfaultfd");
-  if (fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) != 0) return zp::ErrnoError("setting O_NONBLOCK on a userfaultfd");
+  if (fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) != 0)
+    return zp::ErrnoError("setting O_NONBLOCK on a userfaultfd");
   if (fcntl(fd.get(), F_SETFD, FD_CLOEXEC) != 0) return zp::ErrnoError("setting FD_CLOEXEC on a userfaultfd");
   return Userfaultfd(std::move(fd));
 }
@@ -110,7 +111,8 @@ bool Userfaultfd::TargetGone() const {
 
 zp::Result<size_t> Userfaultfd::Read(std::span<uffd_msg> messages) const {
   const ssize_t got = read(fd_.get(), messages.data(), messages.size_bytes());
-  if (got < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) return zp::Error{zp::Errc::kNoMemory, errno, "reading a FORK message"};
+  if (got < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
+    return zp::Error{zp::Errc::kNoMemory, errno, "reading a FORK message"};
   return got <= 0 ? size_t{0} : static_cast<size_t>(got) / sizeof(uffd_msg);
 }
 

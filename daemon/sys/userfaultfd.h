@@ -1,7 +1,7 @@
 // One userfaultfd: errno becomes meaning once, here.
 //
-// Idea: every ioctl that the daemon uses returns an outcome that its caller can switch over. Numbers in brackets
-// are facts and hazards of daemon/DESIGN.md.
+// Idea: every ioctl that the daemon uses returns an outcome that its caller can switch over. Numbers in
+// brackets are facts and hazards of daemon/DESIGN.md.
 //
 // Threads: all methods may be called from any thread at once; the kernel serialises what must be.
 // Failure: an outcome, never an exception. What is unexpected is kFailed with errno kept in `sys_errno`.
@@ -35,9 +35,9 @@ struct CopyResult {
 
 class Userfaultfd {
  public:
-  static constexpr uint64_t kWantedFeatures = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
-                                              UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |
-                                              UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_POISON | UFFD_FEATURE_MOVE;
+  static constexpr uint64_t kWantedFeatures =
+      UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
+      UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_POISON | UFFD_FEATURE_MOVE;
 
   Userfaultfd() = default;
   // Takes over a descriptor received from a client or in a FORK message; sets O_NONBLOCK and CLOEXEC on it,
@@ -60,8 +60,8 @@ class Userfaultfd {
   // True if the process's memory is gone (exit, exec).
   bool TargetGone() const;
 
-  // Reads up to `messages.size()` messages. 0: none was waiting. kNoMemory: a fork waits for a descriptor for its
-  // child, which this process has none left for; its message stays in the queue.
+  // Reads up to `messages.size()` messages. 0: none was waiting. kNoMemory: a fork waits for a descriptor for
+  // its child, which this process has none left for; its message stays in the queue.
   zp::Result<size_t> Read(std::span<uffd_msg> messages) const;
 
   int fd() const { return fd_.get(); }

@@ -1,8 +1,8 @@
 // The control socket's messages: between agent and daemon (attach), and between CLI and daemon (control).
 //
 // Idea: one SOCK_SEQPACKET socket serves both. Every packet begins with a Header; the first packet of a
-// connection decides what the peer is. Layouts are fixed, little-endian, versioned; a packet whose size, magic
-// or version is off ends the connection with a Refused that says why.
+// connection decides what the peer is. Layouts are fixed, little-endian, versioned; a packet whose size,
+// magic or version is off ends the connection with a Refused that says why.
 //
 // Attach (design: one round each, daemon never blocks on a peer):
 //

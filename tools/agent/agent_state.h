@@ -1,9 +1,9 @@
 // All that the agent owns, in one mapping of its own.
 //
-// Layout of the arena: [guard page][stack, kStackBytes][AgentState]. It is mapped apart from the library's .bss
-// because that is ordinary memory of the application: the daemon may evict it, and an agent that faults on a page
-// of the batch that it is moving would wait for itself (hazard H15). The arena is declared in Hello and never
-// managed. The agent's thread touches nothing writable outside arena, staging and ring.
+// Layout of the arena: [guard page][stack, kStackBytes][AgentState]. It is mapped apart from the library's
+// .bss because that is ordinary memory of the application: the daemon may evict it, and an agent that faults
+// on a page of the batch that it is moving would wait for itself (hazard H15). The arena is declared in Hello
+// and never managed. The agent's thread touches nothing writable outside arena, staging and ring.
 #pragma once
 
 #include <stdint.h>
@@ -18,8 +18,8 @@ namespace uzswap::agent {
 inline constexpr uint64_t kPage = 4096;
 inline constexpr uint64_t kStackBytes = 64 * 1024;
 
-// What the constructor waits for. The agent moves it from kAttaching; the constructor may move it to kAbandoned
-// when the daemon does not answer in time, and then the agent takes itself back.
+// What the constructor waits for. The agent moves it from kAttaching; the constructor may move it to
+// kAbandoned when the daemon does not answer in time, and then the agent takes itself back.
 enum AttachState : uint32_t { kAttaching = 0, kAttached = 1, kFailed = 2, kAbandoned = 3 };
 
 struct AgentState {
@@ -50,8 +50,8 @@ inline constexpr uint64_t kArenaBytes = kPage + kStackBytes + kStateBytes;
 // agent's thread, with its own file descriptor table. Returns true if attached.
 bool Attach(AgentState& state);
 
-// Serves commands until the daemon detaches or goes away. After the daemon went away the userfaultfd stays open
-// for ever: closing the last reference would turn every evicted page into zeros (fact 5.12).
+// Serves commands until the daemon detaches or goes away. After the daemon went away the userfaultfd stays
+// open for ever: closing the last reference would turn every evicted page into zeros (fact 5.12).
 [[noreturn]] void ServeCommands(AgentState& state);
 
 // Empties staging without an event (fact 18.1): unregister, drop, register again.

@@ -88,8 +88,10 @@ bool Expect(AgentState& state, wire::MessageType type, const char* otherwise, in
     refused->reason[sizeof(refused->reason) - 1] = 0;
     CopyText(state.failure, refused->reason, sizeof(state.failure));
   } else if (got == -EPROTONOSUPPORT) {
-    CopyText(state.failure, "the daemon speaks another version of the protocol; install agent and daemon of the same release",
-             sizeof(state.failure));
+    CopyText(
+        state.failure,
+        "the daemon speaks another version of the protocol; install agent and daemon of the same release",
+        sizeof(state.failure));
   } else {
     CopyText(state.failure, otherwise, sizeof(state.failure));
   }
@@ -120,7 +122,8 @@ bool Connect(AgentState& state) {
 bool MapStaging(AgentState& state) {
   // 2 MiB aligned, so that a whole huge page can move as one (fact 8.1): map twice the size and trim.
   const uint64_t size = wire::kStagingBytes;
-  const long base = Sys(SYS_mmap, 0, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const long base =
+      Sys(SYS_mmap, 0, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (IsError(base)) return Fail(state, "cannot map staging memory (an address space limit?)");
   const uint64_t start = static_cast<uint64_t>(base);
   const uint64_t aligned = (start + size - 1) & ~(size - 1);
@@ -154,10 +157,12 @@ bool Handshake(AgentState& state) {
   hello.staging_bytes = wire::kStagingBytes;
   CopyText(hello.codec, state.codec, sizeof(hello.codec));
   CopyText(hello.pool, state.pool, sizeof(hello.pool));
-  if (Send(state.socket, &hello, sizeof(hello), -1) != 0) return Fail(state, "the daemon closed the connection");
+  if (Send(state.socket, &hello, sizeof(hello), -1) != 0)
+    return Fail(state, "the daemon closed the connection");
 
   int device = -1;
-  if (!Expect(state, wire::MessageType::kDevice, "the daemon did not answer the attach", &device)) return false;
+  if (!Expect(state, wire::MessageType::kDevice, "the daemon did not answer the attach", &device))
+    return false;
   const long uffd = Sys(SYS_ioctl, device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
   Sys(SYS_close, device);
   if (IsError(uffd)) return Fail(state, "cannot create a userfaultfd (a seccomp filter?)");
@@ -165,7 +170,8 @@ bool Handshake(AgentState& state) {
 
   wire::Bare message{};
   Fill(message.header, wire::MessageType::kContext, sizeof(message));
-  if (Send(state.socket, &message, sizeof(message), state.uffd) != 0) return Fail(state, "the daemon closed the connection");
+  if (Send(state.socket, &message, sizeof(message), state.uffd) != 0)
+    return Fail(state, "the daemon closed the connection");
 
   int ring_fd = -1;
   if (!Expect(state, wire::MessageType::kRing, "the daemon did not offer a ring", &ring_fd)) return false;
@@ -174,7 +180,8 @@ bool Handshake(AgentState& state) {
   const long mapped =
       fits ? Sys(SYS_mmap, 0, wire::kRingBytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring_fd, 0) : -EPROTO;
   Sys(SYS_close, ring_fd);
-  if (IsError(mapped)) return Fail(state, "cannot map the ring (an address space limit, or another release's daemon)");
+  if (IsError(mapped))
+    return Fail(state, "cannot map the ring (an address space limit, or another release's daemon)");
   state.ring = reinterpret_cast<wire::Ring*>(mapped);
   Sys(SYS_madvise, mapped, wire::kRingBytes, MADV_DONTFORK);
   Sys(SYS_madvise, mapped, wire::kRingBytes, MADV_DONTDUMP);
@@ -184,13 +191,15 @@ bool Handshake(AgentState& state) {
   if (!RegisterStaging(state)) return Fail(state, "cannot register staging memory with userfaultfd");
 
   Fill(message.header, wire::MessageType::kReady, sizeof(message));
-  if (Send(state.socket, &message, sizeof(message), -1) != 0) return Fail(state, "the daemon closed the connection");
+  if (Send(state.socket, &message, sizeof(message), -1) != 0)
+    return Fail(state, "the daemon closed the connection");
   if (!Expect(state, wire::MessageType::kChallenge, "the daemon did not send its challenge")) return false;
 
   wire::Proof proof{};
   Fill(proof.header, wire::MessageType::kProof, sizeof(proof));
   proof.nonce = *reinterpret_cast<volatile uint64_t*>(state.staging);
-  if (Send(state.socket, &proof, sizeof(proof), -1) != 0) return Fail(state, "the daemon closed the connection");
+  if (Send(state.socket, &proof, sizeof(proof), -1) != 0)
+    return Fail(state, "the daemon closed the connection");
   if (!Expect(state, wire::MessageType::kWelcome, "the daemon did not confirm the attach")) return false;
   EmptyStaging(state);
   return true;
@@ -218,7 +227,8 @@ void EmptyStaging(AgentState& state) {
 
 bool Attach(AgentState& state) {
   state.socket = state.uffd = -1;
-  state.tasks = static_cast<int>(Sys(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  state.tasks =
+      static_cast<int>(Sys(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   const bool ok = Connect(state) && MapStaging(state) && Handshake(state);
   if (ok) {
     const long forever[2] = {0, 0};

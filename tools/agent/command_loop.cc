@@ -17,14 +17,17 @@ using wire::PageResult;
 constexpr auto kAcquire = std::memory_order_acquire;
 constexpr auto kRelease = std::memory_order_release;
 
-void SetResult(wire::Ring& ring, uint32_t slot, PageResult result) { ring.result[slot].store(result, kRelease); }
+void SetResult(wire::Ring& ring, uint32_t slot, PageResult result) {
+  ring.result[slot].store(result, kRelease);
+}
 
 // Takes the gate for one MOVE. The reader holds it for microseconds, seldom for the application of an event:
 // spin a little, then give the CPU away.
 bool TakeGate(wire::Ring& ring) {
   for (uint32_t tries = 0;; ++tries) {
     uint32_t expected = wire::kGateFree;
-    if (ring.header.gate.compare_exchange_weak(expected, wire::kGateAgent, std::memory_order_acq_rel)) return true;
+    if (ring.header.gate.compare_exchange_weak(expected, wire::kGateAgent, std::memory_order_acq_rel))
+      return true;
     if (expected == wire::kGateRevoked) return false;
     if (tries < 64) {
       __builtin_ia32_pause();
@@ -44,8 +47,8 @@ bool ReleaseGate(wire::Ring& ring) {
 
 enum class MoveOutcome { kGoOn, kStale };
 
-// Moves slots [first, first+count), whose pages are adjacent, under the gate. Stops at the first page that the
-// kernel refuses, records why, and goes on behind it.
+// Moves slots [first, first+count), whose pages are adjacent, under the gate. Stops at the first page that
+// the kernel refuses, records why, and goes on behind it.
 MoveOutcome MoveRun(AgentState& state, const uint64_t* page, uint32_t first, uint32_t count) {
   wire::Ring& ring = *state.ring;
   uint32_t at = first;
@@ -100,8 +103,8 @@ void MarkRest(wire::Ring& ring, uint32_t from, uint32_t count, PageResult result
   }
 }
 
-// Each gate holds at most kPagesPerGate pages; the copy follows at once, outside the gate, so that a fault on a
-// page that just left is answered soon. Returns false if the command was revoked.
+// Each gate holds at most kPagesPerGate pages; the copy follows at once, outside the gate, so that a fault on
+// a page that just left is answered soon. Returns false if the command was revoked.
 void DoMove(AgentState& state, uint32_t count, uint64_t seq) {
   wire::Ring& ring = *state.ring;
   uint32_t at = 0;
@@ -115,7 +118,8 @@ void DoMove(AgentState& state, uint32_t count, uint64_t seq) {
     const bool mine = ReleaseGate(ring);
     for (uint32_t i = at; i < end; ++i) {
       if (ring.result[i].load(std::memory_order_relaxed) != wire::kMoved) continue;
-      __builtin_memcpy(ring.data[i], reinterpret_cast<const void*>(state.staging + uint64_t{i} * kPage), kPage);
+      __builtin_memcpy(ring.data[i], reinterpret_cast<const void*>(state.staging + uint64_t{i} * kPage),
+                       kPage);
       SetResult(ring, i, wire::kCopied);
     }
     if (!mine) return;
@@ -127,8 +131,8 @@ void DoMove(AgentState& state, uint32_t count, uint64_t seq) {
   }
 }
 
-// Un-shares pages after a fork (fact 6.2). May fault on an evicted page and wait for the daemon, which therefore
-// never waits for this while it holds anything that a fault needs.
+// Un-shares pages after a fork (fact 6.2). May fault on an evicted page and wait for the daemon, which
+// therefore never waits for this while it holds anything that a fault needs.
 void DoPopulate(AgentState& state, uint32_t count) {
   wire::Ring& ring = *state.ring;
   uint32_t at = 0;
@@ -246,12 +250,13 @@ void DoThreads(AgentState& state) {
   ExitThread();
 }
 
-// Returns false if there is nothing to report: the command was revoked before it began. One that is revoked while
-// it runs is reported, so that the daemon knows when the ring is free again.
+// Returns false if there is nothing to report: the command was revoked before it began. One that is revoked
+// while it runs is reported, so that the daemon knows when the ring is free again.
 bool Run(AgentState& state) {
   wire::Ring& ring = *state.ring;
   uint32_t expected = wire::kPending;
-  if (!ring.header.command.compare_exchange_strong(expected, wire::kRunning, std::memory_order_acq_rel)) return false;
+  if (!ring.header.command.compare_exchange_strong(expected, wire::kRunning, std::memory_order_acq_rel))
+    return false;
   const uint32_t opcode = ring.header.opcode;
   const uint32_t count = ring.header.count < wire::kRingSlots ? ring.header.count : wire::kRingSlots;
   switch (opcode) {
@@ -282,7 +287,8 @@ bool Run(AgentState& state) {
 
 void ServeCommands(AgentState& state) {
   wire::Bare report{};
-  report.header = {wire::kMagic, wire::kVersion, static_cast<uint16_t>(wire::MessageType::kReport), sizeof(report), 0};
+  report.header = {wire::kMagic, wire::kVersion, static_cast<uint16_t>(wire::MessageType::kReport),
+                   sizeof(report), 0};
   for (;;) {
     const long got = Sys(SYS_recvfrom, state.socket, state.packet, sizeof(state.packet), 0, 0L, 0L);
     if (got == -EINTR) continue;

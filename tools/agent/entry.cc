@@ -35,9 +35,9 @@ void Complain(const char* socket_path, const char* why) {
   Sys(SYS_write, 2, line, used);
 }
 
-// A program that drops its privileges does so for the threads that libc knows. This one keeps none of its own: it
-// needs no capability, and may gain none. A seccomp filter would be stricter still, but one that the rest of the
-// process does not have makes a later SECCOMP_FILTER_FLAG_TSYNC of the program fail.
+// A program that drops its privileges does so for the threads that libc knows. This one keeps none of its
+// own: it needs no capability, and may gain none. A seccomp filter would be stricter still, but one that the
+// rest of the process does not have makes a later SECCOMP_FILTER_FLAG_TSYNC of the program fail.
 void GiveUpPrivileges() {
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
@@ -71,7 +71,8 @@ AgentState* MapArena() {
   if (IsError(base)) return nullptr;
   Sys(SYS_mprotect, base, kPage, PROT_NONE);
   Sys(SYS_madvise, base, kArenaBytes, MADV_DONTFORK);
-  Sys(SYS_mlock, base + static_cast<long>(kPage), kArenaBytes - kPage);  // best effort: RLIMIT_MEMLOCK may be 0
+  Sys(SYS_mlock, base + static_cast<long>(kPage),
+      kArenaBytes - kPage);  // best effort: RLIMIT_MEMLOCK may be 0
   auto* state = reinterpret_cast<AgentState*>(base + static_cast<long>(kPage + kStackBytes));
   state->arena_start = static_cast<uint64_t>(base);
   state->arena_bytes = kArenaBytes;
@@ -135,10 +136,11 @@ __attribute__((constructor)) void Start() {
 }  // namespace
 }  // namespace uzswap::agent
 
-// MADV_GUARD_INSTALL drops pages without telling a userfaultfd (hazard H10). MADV_DONTNEED right behind it keeps
-// the guard markers and does tell: the daemon forgets what it stored of the range. Calls that bypass libc are not
-// seen; daemon/DESIGN.md says so.
-extern "C" __attribute__((visibility("default"))) int madvise(void* address, size_t length, int advice) noexcept {
+// MADV_GUARD_INSTALL drops pages without telling a userfaultfd (hazard H10). MADV_DONTNEED right behind it
+// keeps the guard markers and does tell: the daemon forgets what it stored of the range. Calls that bypass
+// libc are not seen; daemon/DESIGN.md says so.
+extern "C" __attribute__((visibility("default"))) int madvise(void* address, size_t length,
+                                                              int advice) noexcept {
   using uzswap::agent::IsError;
   using uzswap::agent::Sys;
   long ret = Sys(SYS_madvise, address, length, advice);

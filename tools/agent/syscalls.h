@@ -1,7 +1,8 @@
 // System calls without the C library.
 //
-// The agent's thread shares the thread pointer of the thread that created it, so it must not touch errno or any
-// other thread-local, and the application may be inside any of libc's locks. These wrappers return -errno.
+// The agent's thread shares the thread pointer of the thread that created it, so it must not touch errno or
+// any other thread-local, and the application may be inside any of libc's locks. These wrappers return
+// -errno.
 //
 // Threads: stateless. x86-64 only; another architecture needs its own Syscall6 and SpawnThread.
 #pragma once
@@ -37,9 +38,9 @@ inline long Sys(long number, A a = 0, B b = 0, C c = 0, D d = 0, E e = 0, F f = 
 
 inline bool IsError(long ret) { return ret < 0 && ret >= -4095; }
 
-// Starts `entry(argument)` as a thread of this process on the stack that ends at `stack_top` (16-byte aligned).
-// Returns the thread id or -errno. `entry` must not return. The C library does not know the thread: it stays
-// outside pthread's lists, so a single-threaded program keeps its single-threaded fast paths.
+// Starts `entry(argument)` as a thread of this process on the stack that ends at `stack_top` (16-byte
+// aligned). Returns the thread id or -errno. `entry` must not return. The C library does not know the thread:
+// it stays outside pthread's lists, so a single-threaded program keeps its single-threaded fast paths.
 inline long SpawnThread(unsigned long flags, void* stack_top, void (*entry)(void*), void* argument) {
   void** sp = static_cast<void**>(stack_top);
   *--sp = argument;
