@@ -179,6 +179,8 @@ class Client {
   void ApplyEvent(const uffd_msg& message, std::vector<zp::Slot>* dropped) ZP_REQUIRES(reader_mu_, meta_mu_);
   void ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<zp::Slot>* dropped)
       ZP_REQUIRES(reader_mu_, meta_mu_);
+  void ApplyUnmap(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped)
+      ZP_REQUIRES(reader_mu_, meta_mu_);
   void ApplyFork(int child_fd) ZP_REQUIRES(reader_mu_, meta_mu_);
   void Drop(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped) ZP_REQUIRES(meta_mu_);
   // Stores or reinstates every page of the batch in flight, so that no slot is busy.
@@ -190,6 +192,7 @@ class Client {
   void RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   // Whether some page of the range is the agent's.
   bool IsOwn(const AddressRange& range) const;
+  bool ArrivedAt(const AddressRange& range) ZP_EXCLUDES(meta_mu_);
   bool IsRegistered(uint64_t page) ZP_EXCLUDES(meta_mu_);
   uint64_t BeginBatch(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   void RunBatch(uint64_t count) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
@@ -238,6 +241,12 @@ class Client {
   zp::OffsetIndex index_;  // Get and CompareExchange: shared; the rest: exclusive
   RangeSet registered_ ZP_GUARDED_BY(meta_mu_);
   uint64_t event_seq_ ZP_GUARDED_BY(meta_mu_) = 0;
+  // Where mremap lately moved something: an UNMAP of such a place may be an older mapping's (H25).
+  struct Arrival {
+    AddressRange range;
+    uint64_t at_ns = 0;
+  };
+  std::vector<Arrival> arrivals_ ZP_GUARDED_BY(meta_mu_);
   // Batch in flight: where the page of slot n is now (mremap moves it). Read shared, written exclusive.
   std::array<uint64_t, wire::kRingSlots> batch_page_ ZP_GUARDED_BY(meta_mu_){};
   uint32_t batch_count_ ZP_GUARDED_BY(meta_mu_) = 0;

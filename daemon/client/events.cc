@@ -19,7 +19,9 @@ namespace {
 // The agent holds the gate for one ioctl of at most kPagesPerGate pages. Longer than this means that it lost
 // its CPU or was stopped: then it is overruled.
 constexpr std::chrono::milliseconds kGatePatience{20};
-constexpr int kOverrulesTolerated = 16;                 // each less than
+constexpr uint64_t kArrivalMemoryNs =
+    10'000'000'000;                      // far longer than a thread waits for its CPU between two steps
+constexpr int kOverrulesTolerated = 16;  // each less than
 constexpr uint64_t kOverruleMemoryNs = 10'000'000'000;  // this after the one before
 
 PageIndex PageAt(uint64_t address) { return PageIndex::FromAddress(address); }
@@ -117,10 +119,7 @@ void Client::ApplyEvent(const uffd_msg& message, std::vector<Slot>* dropped) {
   switch (message.event) {
     case UFFD_EVENT_UNMAP: {
       Add(stats_.events_unmap);
-      const auto& range = message.arg.remove;
-      Drop(range.start, range.end, dropped);
-      registered_.Remove(range.start, range.end);
-      Undoom(range.start, range.end);
+      ApplyUnmap(message.arg.remove.start, message.arg.remove.end, dropped);
       break;
     }
     case UFFD_EVENT_REMOVE: {
@@ -147,6 +146,33 @@ void Client::ApplyEvent(const uffd_msg& message, std::vector<Slot>* dropped) {
   }
 }
 
+// The kernel announces an unmapping after it is done, and mremap announces that of the old place after the
+// move was read: another thread can have moved a mapping, with what we hold of it, to the place meanwhile
+// (H25). Whether what arrived there lately is what was unmapped says the mapping: if one is there and
+// registered, it is not.
+void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped) {
+  const uint64_t now = MonotonicNs();
+  std::erase_if(arrivals_, [&](const Arrival& arrival) { return now - arrival.at_ns > kArrivalMemoryNs; });
+  RangeSet gone;
+  gone.Add(start, end);
+  for (const Arrival& arrival : arrivals_) {
+    for (const AddressRange& part : gone.Intersect(arrival.range.start, arrival.range.end)) {
+      bool holds = false;
+      index_.ForEach(PageAt(part.start), PageEnd(part.end), [&](PageIndex, Slot) { holds = true; });
+      if (holds && has_memory_ && memory_.IsUserfaultRegistered(part.start))
+        gone.Remove(part.start, part.end);
+    }
+  }
+  for (const AddressRange& range : gone.All()) {
+    Drop(range.start, range.end, dropped);
+    registered_.Remove(range.start, range.end);
+    Undoom(range.start, range.end);
+  }
+  std::erase_if(arrivals_, [&](const Arrival& arrival) {
+    return gone.Intersect(arrival.range.start, arrival.range.end) == std::vector<AddressRange>{arrival.range};
+  });
+}
+
 void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
   Drop(to, to + bytes, dropped);
   // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What
@@ -159,6 +185,7 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
   }
   // The kernel registers the new place whole (5.3). An UNMAP of the old one follows, if it goes.
   registered_.Add(to, to + bytes);
+  arrivals_.push_back({{to, to + bytes}, MonotonicNs()});
   zp::MutexLock lock(doomed_mu_);
   const auto moved = doomed_.Intersect(from, from + bytes);
   doomed_.Remove(to, to + bytes);

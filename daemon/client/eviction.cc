@@ -133,6 +133,7 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       mapping = MappingAround(*maps, page, round > 0 ? &before : nullptr);
       if (mapping.empty()) continue;
       if (round > 0 && MappingAround(before, page, &before) == mapping) continue;
+      if (ArrivedAt(mapping)) continue;
       asked = true;
       (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
     }
@@ -156,6 +157,15 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
   zp::WriterLock lock(meta_mu_);
   if (event_seq_ != seq) return;
   for (const AddressRange& range : proven) registered_.Add(range.start, range.end);
+}
+
+// Whether something was lately moved to where `range` is. If `range` is not it, its unmapping is still to be
+// read, and a mapping that is there instead must not look like it.
+bool Client::ArrivedAt(const AddressRange& range) {
+  zp::ReaderLock lock(meta_mu_);
+  return std::any_of(arrivals_.begin(), arrivals_.end(), [&](const Arrival& arrival) {
+    return range.start < arrival.range.end && arrival.range.start < range.end;
+  });
 }
 
 bool Client::IsOwn(const AddressRange& range) const {

@@ -51,6 +51,8 @@ std::vector<std::shared_ptr<Client>> Targets(const json& request, const RequestC
 Reply HandleStat(const json& request, const RequestContext& context) {
   StatRequest stat;
   stat.uid = context.uid;
+  if (request.contains("pid") && !IsNumber(request, "pid"))
+    return Failure(EINVAL, "\"pid\" has to be a process number");
   if (IsNumber(request, "pid")) stat.pid = static_cast<pid_t>(request["pid"].get<uint64_t>());
   stat.include_gone = request.value("include_gone", json(false)) == json(true);
   return {0,

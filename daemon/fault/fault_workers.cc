@@ -202,6 +202,7 @@ void FaultWorkers::Run(size_t index) {
       return true;
     });
     for (const Deferred& item : due) Handle(item.watched, item.fault, *scratch, &deferred);
+    due.clear();  // a client must not live on because it once had to wait
   }
 }
 

@@ -82,6 +82,20 @@ void ForEachLine(std::string_view text, F&& f) {
   }
 }
 
+// f(mapping, the text of its VmFlags line) for each mapping of an smaps text.
+template <typename F>
+void ForEachFlags(std::string_view smaps, F&& f) {
+  MapEntry current;
+  ForEachLine(smaps, [&](std::string_view line) {
+    MapEntry entry;
+    if (line.starts_with("VmFlags:")) {
+      f(current, line);
+    } else if (ParseMapLine(line, &entry)) {
+      current = entry;
+    }
+  });
+}
+
 }  // namespace
 
 zp::Result<ProcessMemory> ProcessMemory::Open(pid_t pid) {
@@ -119,16 +133,21 @@ bool ProcessMemory::IsPlainMemory(uint64_t start, uint64_t bytes) const {
 zp::Result<std::vector<MapEntry>> ProcessMemory::ReadWipeOnFork() const {
   const std::string text = ZP_TRY(ReadAll(smaps_.get(), "reading smaps"));
   std::vector<MapEntry> found;
-  MapEntry current;
-  ForEachLine(text, [&](std::string_view line) {
-    MapEntry entry;
-    if (!line.empty() && line[0] != 'V' && ParseMapLine(line, &entry)) {
-      current = entry;
-    } else if (line.starts_with("VmFlags:") && line.find(" wf") != std::string_view::npos) {
-      found.push_back(current);
-    }
+  ForEachFlags(text, [&](const MapEntry& entry, std::string_view flags) {
+    if (flags.find(" wf") != std::string_view::npos) found.push_back(entry);
   });
   return found;
+}
+
+bool ProcessMemory::IsUserfaultRegistered(uint64_t address) const {
+  const auto text = ReadAll(smaps_.get(), "reading smaps");
+  bool registered = false;
+  if (!text.ok()) return registered;
+  ForEachFlags(*text, [&](const MapEntry& entry, std::string_view flags) {
+    if (entry.start <= address && address < entry.end)
+      registered = flags.find(" um") != std::string_view::npos;
+  });
+  return registered;
 }
 
 zp::Result<uint64_t> ProcessMemory::ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,

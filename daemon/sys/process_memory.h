@@ -40,6 +40,8 @@ class ProcessMemory {
   bool IsPlainMemory(uint64_t start, uint64_t bytes) const;
   // Ranges with MADV_WIPEONFORK (VmFlags "wf"): a child must see zeros there (H11). Walks page tables: slow.
   zp::Result<std::vector<MapEntry>> ReadWipeOnFork() const;
+  // Whether the mapping at `address` is registered with some userfaultfd for missing pages (VmFlags "um").
+  bool IsUserfaultRegistered(uint64_t address) const;
   // Present, anonymous, not the shared zero page, within [start, end): appended to `out` as page runs, at
   // most `max_pages` pages. Returns the address where the walk ended.
   zp::Result<uint64_t> ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,

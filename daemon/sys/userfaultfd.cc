@@ -28,6 +28,20 @@ CopyResult Judge(int ret, int error, int64_t done, uint64_t pages) {
   }
 }
 
+// Asked once, with a context of our own: the handshake spoils it.
+bool KernelHasFeatures() {
+  static const bool has = [] {
+    const zp::UniqueFd device(open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+    const zp::UniqueFd probe(device.valid() ? ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)
+                                            : -1);
+    uffdio_api api{};
+    api.api = UFFD_API;
+    api.features = Userfaultfd::kWantedFeatures;
+    return probe.valid() && ioctl(probe.get(), UFFDIO_API, &api) == 0;
+  }();
+  return has;
+}
+
 }  // namespace
 
 zp::Result<Userfaultfd> Userfaultfd::Adopt(zp::UniqueFd fd) {
@@ -45,6 +59,10 @@ zp::Status Userfaultfd::Handshake() {
   api.features = kWantedFeatures;
   if (ioctl(fd_.get(), UFFDIO_API, &api) != 0) {
     if (errno == EPERM) return zp::Error{zp::Errc::kPermission, EPERM, "UFFDIO_API with EVENT_FORK"};
+    // EINVAL: a feature that the kernel lacks, or a context that was used before (1.3). The kernel was asked
+    // already.
+    if (errno == EINVAL && KernelHasFeatures())
+      return zp::Error{zp::Errc::kInvalid, EINVAL, "UFFDIO_API: used before"};
     if (errno == ENOTTY) return zp::Error{zp::Errc::kInvalid, ENOTTY, "UFFDIO_API: not a userfaultfd"};
     return zp::Error{zp::Errc::kUnsupported, errno, "UFFDIO_API"};
   }

@@ -43,6 +43,11 @@ struct AgentState {
   alignas(8) uint8_t dirents[8192];
 };
 
+// Staging is followed by one page more, registered always and never written. DONTNEED of it is an event, and
+// an event is read only after all before it were applied: a barrier that any thread of the program can wait
+// at.
+inline constexpr uint64_t kBarrierBytes = kPage;
+
 inline constexpr uint64_t kStateBytes = (sizeof(AgentState) + kPage - 1) & ~(kPage - 1);
 inline constexpr uint64_t kArenaBytes = kPage + kStackBytes + kStateBytes;
 

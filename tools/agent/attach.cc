@@ -122,8 +122,8 @@ bool Connect(AgentState& state) {
 bool MapStaging(AgentState& state) {
   // 2 MiB aligned, so that a whole huge page can move as one (fact 8.1): map twice the size and trim.
   const uint64_t size = wire::kStagingBytes;
-  const long base =
-      Sys(SYS_mmap, 0, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const long base = Sys(SYS_mmap, 0, 2 * size + kBarrierBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (IsError(base)) return Fail(state, "cannot map staging memory (an address space limit?)");
   const uint64_t start = static_cast<uint64_t>(base);
   const uint64_t aligned = (start + size - 1) & ~(size - 1);
@@ -131,9 +131,9 @@ bool MapStaging(AgentState& state) {
   Sys(SYS_munmap, aligned + size, start + size - aligned);
   state.staging = aligned;
   // A forked child has no agent; its copy of staging would only pin pages (hazard H8).
-  Sys(SYS_madvise, aligned, size, MADV_DONTFORK);
-  Sys(SYS_madvise, aligned, size, MADV_DONTDUMP);
-  Sys(SYS_munlock, aligned, size);  // fact 5.13: mlockall(MCL_FUTURE) would populate it
+  Sys(SYS_madvise, aligned, size + kBarrierBytes, MADV_DONTFORK);
+  Sys(SYS_madvise, aligned, size + kBarrierBytes, MADV_DONTDUMP);
+  Sys(SYS_munlock, aligned, size + kBarrierBytes);  // fact 5.13: mlockall(MCL_FUTURE) would populate it
   Sys(SYS_madvise, aligned, size, MADV_DONTNEED);
   return true;
 }
@@ -142,7 +142,7 @@ bool RegisterStaging(AgentState& state) {
   // Write-protect mode only: a stray touch must not raise a fault that nobody expects (fact 2.4).
   uffdio_register registration{};
   registration.range.start = state.staging;
-  registration.range.len = wire::kStagingBytes;
+  registration.range.len = wire::kStagingBytes + kBarrierBytes;
   registration.mode = UFFDIO_REGISTER_MODE_WP;
   return !IsError(Sys(SYS_ioctl, state.uffd, UFFDIO_REGISTER, &registration));
 }
@@ -210,7 +210,7 @@ void CloseAll(AgentState& state) {
   if (state.uffd >= 0) Sys(SYS_close, state.uffd);
   if (state.socket >= 0) Sys(SYS_close, state.socket);
   if (state.ring != nullptr) Sys(SYS_munmap, state.ring, wire::kRingBytes);
-  if (state.staging != 0) Sys(SYS_munmap, state.staging, wire::kStagingBytes);
+  if (state.staging != 0) Sys(SYS_munmap, state.staging, wire::kStagingBytes + kBarrierBytes);
   state.uffd = state.socket = -1;
   state.ring = nullptr;
   state.staging = 0;

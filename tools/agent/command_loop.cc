@@ -241,7 +241,8 @@ void DoThreads(AgentState& state) {
 }
 
 [[noreturn]] void Leave(AgentState& state) {
-  uffdio_range range{state.staging, wire::kStagingBytes};
+  // The barrier page stays mapped: a thread of the program may be about to use it.
+  uffdio_range range{state.staging, wire::kStagingBytes + kBarrierBytes};
   Sys(SYS_ioctl, state.uffd, UFFDIO_UNREGISTER, &range);
   Sys(SYS_munmap, state.staging, wire::kStagingBytes);
   Sys(SYS_munmap, state.ring, wire::kRingBytes);

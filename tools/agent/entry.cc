@@ -105,6 +105,10 @@ void WaitForAttach(AgentState& state) {
   }
 }
 
+// The barrier page and the process that it is mapped in: a forked child has the variables, but not the page.
+uint64_t barrier_page = 0;
+long barrier_pid = 0;
+
 __attribute__((constructor)) void Start() {
   const int saved_errno = errno;
   const char* path = getenv("UZSWAP_SOCKET");
@@ -127,6 +131,10 @@ __attribute__((constructor)) void Start() {
   } else {
     WaitForAttach(*state);
     const uint32_t attach = state->attach.load();
+    if (attach == kAttached) {
+      barrier_pid = Sys(SYS_getpid);
+      barrier_page = state->staging + wire::kStagingBytes;
+    }
     if (attach == kFailed) Complain(path, state->failure);
     if (attach == kAbandoned) Complain(path, "the daemon does not answer");
   }
@@ -136,13 +144,19 @@ __attribute__((constructor)) void Start() {
 }  // namespace
 }  // namespace uzswap::agent
 
-// MADV_GUARD_INSTALL drops pages without telling a userfaultfd (hazard H10). MADV_DONTNEED right behind it
-// keeps the guard markers and does tell: the daemon forgets what it stored of the range. Calls that bypass
-// libc are not seen; daemon/DESIGN.md says so.
+// Two pieces of advice that a userfaultfd is not told of. Calls that bypass libc are not seen;
+// daemon/DESIGN.md says what that means. MADV_GUARD_INSTALL drops pages (hazard H10). MADV_DONTNEED right
+// behind it keeps the guard markers and does tell: the daemon forgets what it stored of the range.
+// MADV_KEEPONFORK ends a MADV_WIPEONFORK, which the daemon looks up when it applies a fork: it must have
+// applied the forks before this call first (hazard H11).
 extern "C" __attribute__((visibility("default"))) int madvise(void* address, size_t length,
                                                               int advice) noexcept {
+  using uzswap::agent::barrier_page;
   using uzswap::agent::IsError;
   using uzswap::agent::Sys;
+  if (advice == MADV_KEEPONFORK && barrier_page != 0 && Sys(SYS_getpid) == uzswap::agent::barrier_pid) {
+    Sys(SYS_madvise, barrier_page, uzswap::agent::kBarrierBytes, MADV_DONTNEED);
+  }
   long ret = Sys(SYS_madvise, address, length, advice);
   if (ret == 0 && advice == MADV_GUARD_INSTALL) {
     Sys(SYS_madvise, address, length, MADV_DONTNEED);
