@@ -69,6 +69,7 @@ std::string OwnPath() {
 
 ChildProcess::ChildProcess(std::vector<std::string> argv, Kind kind) : kind_(kind), name_(argv.at(0)) {
   std::vector<char*> pointers;
+  pointers.reserve(argv.size() + 1);
   for (std::string& argument : argv) pointers.push_back(argument.data());
   pointers.push_back(nullptr);
   int down[2];

@@ -27,7 +27,7 @@ void RequireRoot(const char* kind) {
 
 }  // namespace
 
-std::string ZramSwap::Sysfs(const std::string& name) const { return "/sys/block/" + device() + "/" + name; }
+std::string ZramSwap::Sysfs(const std::string& name) const { return "/sys/block/" + Name() + "/" + name; }
 
 ZramSwap::ZramSwap(uint64_t bytes) {
   RequireRoot("zram");
@@ -44,8 +44,8 @@ ZramSwap::ZramSwap(uint64_t bytes) {
     if (!WriteKnob(Sysfs("comp_algorithm"), "lz4")) {
       throw Unavailable("this kernel's zram has no lz4 (CONFIG_ZRAM_BACKEND_LZ4)");
     }
-    if (!WriteKnob(Sysfs("disksize"), std::to_string(bytes))) ThrowErrno("set the size of " + device());
-    area_ = std::make_unique<SwapArea>("/dev/" + device(), bytes);
+    if (!WriteKnob(Sysfs("disksize"), std::to_string(bytes))) ThrowErrno("set the size of " + Name());
+    area_ = std::make_unique<SwapArea>("/dev/" + Name(), bytes);
   } catch (...) {
     Reset();
     throw;
@@ -66,7 +66,7 @@ void ZramSwap::Reset() {
            (!added_ || WriteKnob("/sys/class/zram-control/hot_remove", std::to_string(number_)));
   }
   if (!done) {
-    std::fprintf(stderr, "uzswap-bench: cannot reset %s: %s\n", device().c_str(), std::strerror(errno));
+    std::fprintf(stderr, "uzswap-bench: cannot reset %s: %s\n", Name().c_str(), std::strerror(errno));
   }
 }
 

@@ -34,14 +34,15 @@ class KernelSwap {
 };
 
 // A zram device of our own: a fresh one where the kernel gives it, else an unused zram0. lz4.
-class ZramSwap : public KernelSwap {
+class ZramSwap final : public KernelSwap {
  public:
   explicit ZramSwap(uint64_t bytes);
   ~ZramSwap() override;
   std::string compressor() const override { return "lz4"; }
-  std::string device() const override { return "zram" + std::to_string(number_); }
+  std::string device() const override { return Name(); }
 
  private:
+  std::string Name() const { return "zram" + std::to_string(number_); }
   std::string Sysfs(const std::string& name) const;
   void Reset();
 
@@ -67,7 +68,7 @@ class ScratchFile {
 };
 
 // zswap in front of a swap file (or a loop device over it, where the file system cannot swap).
-class ZswapSwap : public KernelSwap {
+class ZswapSwap final : public KernelSwap {
  public:
   // `folder` is where the file goes: on a disk, not tmpfs.
   ZswapSwap(uint64_t bytes, const std::string& folder);

@@ -146,23 +146,25 @@ int Main(int argc, char** argv) {
   }
   if (options.uzswap.empty()) options.uzswap = FindUzswap();
   CatchInterrupts();
-  try {
-    return Run(options);
-  } catch (const Interrupted& interrupted) {
-    EndBySignal(interrupted.signal_number());
-  } catch (const std::exception& failure) {
-    std::fprintf(stderr, "uzswap-bench: %s\n", failure.what());
-    return 1;
-  }
+  return Run(options);
 }
 
 }  // namespace
 }  // namespace uzswap::bench
 
 int main(int argc, char** argv) {
-  // Hidden: what this program starts itself as.
-  if (argc >= 2 && std::strcmp(argv[1], "--worker") == 0) return uzswap::bench::WorkerMain();
-  if (argc >= 2 && std::strcmp(argv[1], "--keep-swap") == 0)
-    return uzswap::bench::SwapKeeperMain(argc - 2, argv + 2);
-  return uzswap::bench::Main(argc, argv);
+  try {
+    // Hidden: what this program starts itself as.
+    if (argc >= 2 && std::strcmp(argv[1], "--worker") == 0) return uzswap::bench::WorkerMain();
+    if (argc >= 2 && std::strcmp(argv[1], "--keep-swap") == 0) {
+      return uzswap::bench::SwapKeeperMain(argc - 2, argv + 2);
+    }
+    return uzswap::bench::Main(argc, argv);
+  } catch (const uzswap::bench::Interrupted& interrupted) {
+    // By now every child is reaped and swap is off.
+    uzswap::bench::EndBySignal(interrupted.signal_number());
+  } catch (const std::exception& failure) {
+    std::fprintf(stderr, "uzswap-bench: %s\n", failure.what());
+    return 1;
+  }
 }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 
 #include "tools/bench/kernel_knob.h"
@@ -38,6 +39,12 @@ std::string Field(const std::string& path, const std::string& key) {
   return "";
 }
 
+// How busy the machine is: of what else runs there depends how much the figures are worth.
+double LoadAverage() {
+  double load = 0;
+  return ::getloadavg(&load, 1) == 1 ? load : 0;
+}
+
 // No host name: a result is meant to be shown around.
 nlohmann::json Machine() {
   utsname names{};
@@ -49,6 +56,7 @@ nlohmann::json Machine() {
           {"memory_bytes", ::sysconf(_SC_PHYS_PAGES) * ::sysconf(_SC_PAGESIZE)},
           {"clocksource", ReadKnob("/sys/devices/system/clocksource/clocksource0/current_clocksource")},
           {"transparent_hugepage", ReadKnob("/sys/kernel/mm/transparent_hugepage/enabled")},
+          {"load_average_at_start", LoadAverage()},
           {"vm_page_cluster", ReadKnob("/proc/sys/vm/page-cluster")}};
 }
 
