@@ -22,8 +22,8 @@ struct uffdio_move {
   __u64 mode;
   __s64 move;  // out: bytes moved, or -errno
 };
-#define _UFFDIO_MOVE (0x05)
-#define UFFDIO_MOVE _IOWR(UFFDIO, _UFFDIO_MOVE, struct uffdio_move)
+
+#define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
 #define UFFDIO_MOVE_MODE_DONTWAKE (1ULL << 0)
 #define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES (1ULL << 1)
 #endif
@@ -34,8 +34,8 @@ struct uffdio_poison {
   __u64 mode;
   __s64 updated;
 };
-#define _UFFDIO_POISON (0x08)
-#define UFFDIO_POISON _IOWR(UFFDIO, _UFFDIO_POISON, struct uffdio_poison)
+
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif
 
 #ifndef UFFD_FEATURE_POISON
