@@ -330,13 +330,18 @@ def follow_meson(command, env, deadline):
         signal.signal(signal.SIGALRM, end)
         signal.alarm(deadline)
         other = []
-        for line in meson.stdout:
-            if re.match(r"\s*\d+/\d+ ", line):
-                print("  " + line.rstrip(), flush=True)
-            else:
-                other.append(line)
-        meson.wait()
-        signal.alarm(0)
+        try:
+            for line in meson.stdout:
+                if re.match(r"\s*\d+/\d+ ", line):
+                    print("  " + line.rstrip(), flush=True)
+                else:
+                    other.append(line)
+            meson.wait()
+        except BaseException:  # interrupted: the tests must not run on without us
+            end()
+            raise
+        finally:
+            signal.alarm(0)
     return bool(overdue), "".join(other[-20:])
 
 
@@ -406,6 +411,7 @@ def main():
     parser.add_argument("--build", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     known = [build.name for build in builds()]
     for name in args.build:
