@@ -57,19 +57,19 @@ def compare(context, argv, *, result=None, seconds=300, options=(), **more):
 
 @case
 def python(context):
-    size = 800 if context.long else 250
+    size = 400 if context.long else 130
     compare(context, [sys.executable, APPS / "structures.py", size], env=context.env(PYTHONHASHSEED=0))
 
 
 @case
 def sqlite(context):
-    size = 300 if context.long else 100
+    size = 300 if context.long else 70
     compare(context, [sys.executable, APPS / "tables.py", size])
 
 
 @case
 def node(context):
-    size = 250 if context.long else 90
+    size = 150 if context.long else 60
     compare(context, [context.need_program("node"), "--max-old-space-size=4096", APPS / "objects.js", size])
 
 
@@ -84,13 +84,13 @@ def java_argv(context, size, *options):
 
 @case
 def java(context):
-    compare(context, java_argv(context, 600 if context.long else 200))
+    compare(context, java_argv(context, 350 if context.long else 100))
 
 
 @case
 def java_serial(context):
     """Another collector moves memory in other ways."""
-    compare(context, java_argv(context, 600 if context.long else 120, "-XX:+UseSerialGC"))
+    compare(context, java_argv(context, 350 if context.long else 100, "-XX:+UseSerialGC"))
 
 
 @case
@@ -98,7 +98,7 @@ def cplusplus(context):
     """cc1plus is the process that grows; the object file is what it makes."""
     compiler = context.need_program("g++")
     source, target = context.tmp / "heavy.cc", context.tmp / "heavy.o"
-    writer = context.start([sys.executable, APPS / "heavy_source.py", 24 if context.long else 9, source])
+    writer = context.start([sys.executable, APPS / "heavy_source.py", 18 if context.long else 6, source])
     check(writer.wait(60).status == 0, writer.tail())
 
     def digest():

@@ -109,10 +109,6 @@ def descendants(pid):
     return found
 
 
-def environment_of(pid):
-    return dict(item.split("=", 1) for item in read_text(f"/proc/{pid}/environ").split("\0") if "=" in item)
-
-
 class Sampler(threading.Thread):
     """Watches the memory of one process, or of a tree's processes (uzswap's own left out), every few milliseconds."""
 
@@ -440,9 +436,13 @@ def target_of(program, seconds=20):
     return until(find, seconds, f"{program.name} starts its program\n{program.tail()}")[0]
 
 
-def embedded_socket(pid):
-    """The socket of the daemon that a program under `uzswap run` is attached to."""
-    return environment_of(pid).get("UZSWAP_SOCKET")
+def embedded_socket(program):
+    """The socket of the daemon that `uzswap run` started for its program."""
+    for pid in descendants(program.pid):
+        words = read_text(f"/proc/{pid}/cmdline").split("\0")
+        if comm(pid) == "uzswapd" and "--socket" in words:
+            return words[words.index("--socket") + 1]
+    raise Failed(f"{program.name} has started no daemon of its own\n{program.tail()}")
 
 
 # --- main ----------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def half_of_native(context):
     until(lambda: sampler.now() > done_reading + 2, 10, "two seconds of rest")
     sampler.stop()
 
-    socket = harness.embedded_socket(pid)
+    socket = harness.embedded_socket(program)
     stat, record = cli_stat(context, socket, pid)
     resident, pool = memory_of(pid)[0], stat["totals"]["pool_bytes"]
     context.figure("peak_resident_in_fill", sampler.peak(), "bytes")

@@ -44,15 +44,22 @@ void Worker::ChildChecks(Op op, const uint32_t* units, std::byte* const* at, Uni
 }
 
 void Worker::Await(int child) {
-  Progress& progress = world_.progress(index_);
-  progress.child = child;
+  world_.progress(index_).child = child;
   // Nothing is held now; another worker may stop the world meanwhile.
   world_.Leave(index_);
+  siginfo_t info;
+  while (waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT) < 0 && errno == EINTR) {
+  }
+  world_.Enter(index_);
+  AwaitInside(child);
+}
+
+void Worker::AwaitInside(int child) {
+  world_.progress(index_).child = child;
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
-  progress.child = 0;
-  world_.Enter(index_);
+  world_.progress(index_).child = 0;
   if (status != 0) {
     char text[128];
     snprintf(text, sizeof text, "forked child %d ended with %s %d", child, WIFSIGNALED(status) ? "signal" : "status",
@@ -101,10 +108,13 @@ void Worker::ForkWiped() {
     }
     ChildChecks(Op::kForkWiped, units, range.at.data(), range.state.data(), range.count, false);
   }
+  // With the range still wiped on fork nobody else may stop the world and fork. At once, if asked for: the kernel lets
+  // this thread go on as soon as the fork was announced, so who hears of it looks at mappings that have changed since.
+  if (!world_.options().keep_at_once) AwaitInside(child);
   if (madvise(range.at[0], bytes, MADV_KEEPONFORK) != 0) world_.reporter().Failure("madvise(KEEPONFORK) failed");
   Check(range, Op::kForkWiped);
   Unlock(range, Op::kForkWiped);
-  Await(child);
+  if (world_.options().keep_at_once) Await(child);
 }
 
 // Every worker between two operations, so that the child may look anywhere.

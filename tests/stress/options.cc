@@ -23,6 +23,7 @@ constexpr char kHelp[] =
     "  --no-fork --no-maps --no-heap --no-direct --no-threads --no-helpers\n"
     "                       leave out forks; madvise, munmap, mremap, mprotect; free, realloc; O_DIRECT;\n"
     "                       short-lived threads; the hand-over pair and the mprotect loop\n"
+    "  --keep-at-once       take MADV_WIPEONFORK back while the child begins, not when it has ended\n"
     "  --plant WHAT         do damage that must be found: zero, stale, swap, flip, fault, hang\n"
     "  --stop-on-failure    SIGSTOP itself after a report, for a debugger\n\n"
     "Exit status: 0 all words right, 1 a wrong word, 2 usage, 3 a hang or no memory.\n";
@@ -46,7 +47,7 @@ uint64_t Number(const char* name, const char* text, uint64_t least, uint64_t mos
 Options ParseOptions(int argc, char** argv) {
   enum { kThreads = 256, kMegabytes, kMallocPercent, kSeconds, kSeed, kForkEvery, kHang, kPlant, kHelpOption };
   Options options;
-  int no_fork = 0, no_maps = 0, no_heap = 0, no_direct = 0, no_threads = 0, no_helpers = 0, stop = 0;
+  int no_fork = 0, no_maps = 0, no_heap = 0, no_direct = 0, no_threads = 0, no_helpers = 0, keep = 0, stop = 0;
   const option table[] = {{"threads", required_argument, nullptr, kThreads},
                           {"megabytes", required_argument, nullptr, kMegabytes},
                           {"malloc-percent", required_argument, nullptr, kMallocPercent},
@@ -61,6 +62,7 @@ Options ParseOptions(int argc, char** argv) {
                           {"no-direct", no_argument, &no_direct, 1},
                           {"no-threads", no_argument, &no_threads, 1},
                           {"no-helpers", no_argument, &no_helpers, 1},
+                          {"keep-at-once", no_argument, &keep, 1},
                           {"stop-on-failure", no_argument, &stop, 1},
                           {"help", no_argument, nullptr, kHelpOption},
                           {nullptr, 0, nullptr, 0}};
@@ -96,6 +98,7 @@ Options ParseOptions(int argc, char** argv) {
   options.direct = !no_direct;
   options.threads_come_and_go = !no_threads;
   options.helpers = !no_helpers;
+  options.keep_at_once = keep;
   options.stop_on_failure = stop;
   if (options.seed == 0) {
     timespec now;
@@ -108,11 +111,12 @@ Options ParseOptions(int argc, char** argv) {
 std::string ReplayLine(const Options& options) {
   char text[512];
   snprintf(text, sizeof text,
-           "verifier --threads %u --megabytes %u --malloc-percent %u --seconds %g --seed %llu --fork-every-ms %u%s%s%s%s%s%s%s%s",
+           "verifier --threads %u --megabytes %u --malloc-percent %u --seconds %g --seed %llu --fork-every-ms %u%s%s%s%s%s%s%s%s%s",
            options.threads, options.megabytes, options.malloc_percent, options.seconds,
            static_cast<unsigned long long>(options.seed), options.fork_every_ms, options.forks ? "" : " --no-fork",
            options.maps ? "" : " --no-maps", options.heap ? "" : " --no-heap", options.direct ? "" : " --no-direct",
            options.threads_come_and_go ? "" : " --no-threads", options.helpers ? "" : " --no-helpers",
+           options.keep_at_once ? " --keep-at-once" : "",
            options.plant == Plant::kNothing ? "" : " --plant ",
            options.plant == Plant::kNothing ? "" : kPlants[static_cast<size_t>(options.plant)]);
   return text;

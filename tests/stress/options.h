@@ -22,6 +22,7 @@ struct Options {
   bool direct = true;    // O_DIRECT
   bool threads_come_and_go = true;
   bool helpers = true;   // the hand-over pair and the mprotect loop
+  bool keep_at_once = false;  // MADV_KEEPONFORK straight after the fork
   bool stop_on_failure = false;
   Plant plant = Plant::kNothing;
 };

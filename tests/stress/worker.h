@@ -78,7 +78,9 @@ class Worker {
   // The child's work: never returns.
   [[noreturn]] void ChildChecks(Op op, const uint32_t* units, std::byte* const* at, UnitState* states, uint32_t count,
                                 bool may_fork = true);
+  // For the end of a child, which must be a good one; other workers may stop the world meanwhile, or may not.
   void Await(int child);
+  void AwaitInside(int child);
 
   World& world_;
   const uint32_t index_;

@@ -56,7 +56,7 @@ public class Objects {
     for (int turn = 1; turn <= 2; turn++) {
       long sum = 0;
       int place = records.size() - 1;
-      for (int step = 0; step < records.size(); step++) {
+      for (int step = 0; step < records.size() / 3; step++) {
         Record r = records.get(place);
         sum += (long) r.id * (step % 13) + (long) r.scores[step % 6];
         place = (int) ((r.near * 31L + step * 7L + turn) % records.size());
