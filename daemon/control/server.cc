@@ -188,7 +188,7 @@ void Server::OnConnection(int fd, uint32_t events) {
 
 void Server::OnAttached(const Connection& connection) {
   const int fd = connection.socket()->get();
-  const auto client = connection.client();
+  const auto& client = connection.client();
   epoll_event event{};
   event.events = EPOLLRDHUP;
   event.data.fd = fd;

@@ -128,7 +128,7 @@ bool MapStaging(AgentState& state) {
   const uint64_t start = static_cast<uint64_t>(base);
   const uint64_t aligned = (start + size - 1) & ~(size - 1);
   if (aligned > start) Sys(SYS_munmap, start, aligned - start);
-  Sys(SYS_munmap, aligned + size, start + size - aligned);
+  if (start + size > aligned) Sys(SYS_munmap, aligned + size + kBarrierBytes, start + size - aligned);
   state.staging = aligned;
   // A forked child has no agent; its copy of staging would only pin pages (hazard H8).
   Sys(SYS_madvise, aligned, size + kBarrierBytes, MADV_DONTFORK);
