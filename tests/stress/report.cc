@@ -9,7 +9,9 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <optional>
 
 namespace uzswap::stress {
 namespace {
@@ -52,6 +54,30 @@ void ReadLine(const char* path, char* line, size_t size) {
   close(fd);
   line[std::max<ssize_t>(got, 0)] = 0;
   if (char* end = strchr(line, '\n')) *end = 0;
+}
+
+// The mappings within 4 MiB of an address.
+void SayMappings(uint64_t at) {
+  constexpr uint64_t kNear = 4u << 20;
+  const int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  char line[256];
+  size_t length = 0;
+  char chunk[4096];
+  for (ssize_t got; (got = read(fd, chunk, sizeof chunk)) > 0;) {
+    for (ssize_t i = 0; i < got; ++i) {
+      if (chunk[i] != '\n') {
+        if (length < sizeof line - 1) line[length++] = chunk[i];
+        continue;
+      }
+      line[length] = 0;
+      length = 0;
+      char* rest = nullptr;
+      const uint64_t start = strtoull(line, &rest, 16), end = strtoull(rest + 1, nullptr, 16);
+      if (start <= at + kNear && at <= end + kNear) Say("  mapping  %s%s\n", line, start <= at && at < end ? "  <- here" : "");
+    }
+  }
+  close(fd);
 }
 
 }  // namespace
@@ -111,6 +137,17 @@ void Reporter::WrongWord(const char* who, Op op, uint32_t unit, const std::byte*
   } else {
     Say("  again    all right now: the wrong word was there for a moment\n");
   }
+  // Neighbours that nobody holds now: is it one page, or a whole stretch?
+  for (uint32_t other = unit < 3 ? 0 : unit - 3; other < unit + 6 && other < memory_.units(); ++other) {
+    const auto state = other == unit ? std::nullopt : shadow.TryLock(other);
+    if (!state || state->absent || state->lazy) continue;
+    wrong = 0;
+    for (uint32_t i = 0; i < kUnitWords; ++i) {
+      wrong += reinterpret_cast<const volatile uint64_t*>(shadow.address(other))[i] != state->Expected(other, i);
+    }
+    Say("  beside   unit %u at %p: %u words wrong\n", other, static_cast<const void*>(shadow.address(other)), wrong);
+  }
+  SayMappings(reinterpret_cast<uint64_t>(at));
   End(1);
 }
 
