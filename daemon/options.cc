@@ -2,10 +2,15 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <iostream>
 
 #include "daemon/wire/message.h"
 
 namespace uzswap {
+
+namespace {
+constexpr uint64_t kGreatestLimit = uint64_t{1} << 56;  // also what a negative number looks like
+}  // namespace
 
 std::optional<Options> ParseOptions(int argc, char** argv, int* exit_status) {
   Options options;
@@ -40,6 +45,11 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_status) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     *exit_status = app.exit(error) == 0 ? 0 : 2;
+    return std::nullopt;
+  }
+  if (options.pool_limit_bytes > kGreatestLimit) {
+    std::cerr << "--pool-limit: more than any machine has; write a size such as 512M or 8G\n";
+    *exit_status = 2;
     return std::nullopt;
   }
   return options;

@@ -1,7 +1,10 @@
 #include "daemon/client/agent_channel.h"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -15,7 +18,12 @@ namespace uzswap {
 using std::chrono::steady_clock;
 
 zp::Result<std::unique_ptr<AgentChannel>> AgentChannel::Create() {
-  zp::UniqueFd fd = ZP_TRY(zp::CreateMemfd("uzswap-ring", wire::kRingBytes));
+  // Sealed in size before a client has it: one that is cut short would be a SIGBUS for us.
+  zp::UniqueFd fd(memfd_create("uzswap-ring", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd.valid() || ftruncate(fd.get(), static_cast<off_t>(wire::kRingBytes)) != 0 ||
+      fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    return zp::ErrnoError("creating the ring");
+  }
   zp::Mapping mapping = ZP_TRY(zp::Mapping::Shared(fd.get(), 0, wire::kRingBytes));
   auto channel = std::unique_ptr<AgentChannel>(new AgentChannel(std::move(fd), std::move(mapping)));
   wire::RingHeader& header = channel->ring()->header;

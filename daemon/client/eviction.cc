@@ -90,6 +90,7 @@ void Client::RefreshThreads() {
   }
   if (!channel_->Post(wire::kOpThreads, {}, 0).ok()) return;
   if (channel_->Await(kAgentRunTime) != AgentChannel::AwaitOutcome::kDone) return;
+  UZSWAP_PAUSE_POINT("threads.listed");
   const auto listed = channel_->Threads();
   if (!listed.has_value())
     return;  // no /proc there: stacks stay as they were known, doomed pages stay doomed

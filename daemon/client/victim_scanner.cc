@@ -10,6 +10,8 @@ namespace {
 constexpr uint64_t kMainWindow = 64 * 1024;  // around the main thread's descriptor: its static TLS
 constexpr uint64_t kStackWindow = 8 << 20;   // below another thread's descriptor: the default stack size
 
+constexpr uint64_t kGuardBytes = 64 * 1024;  // libc's guard below a stack is a page
+
 }  // namespace
 
 void VictimScanner::SetThreads(const std::vector<wire::ThreadRecord>& threads, int main_tid) {
@@ -33,8 +35,15 @@ void VictimScanner::Refresh(const ProcessMemory& memory, bool urgent) {
     return;
   }
   RangeSet current;
+  const MapEntry* below = nullptr;
   for (const MapEntry& entry : *maps) {
+    const bool guarded = below != nullptr && below->inaccessible && below->end == entry.start &&
+                         below->end - below->start <= kGuardBytes;
+    below = &entry;
     if (!entry.private_rw_anonymous) continue;
+    // By its looks a thread's stack of the default size: its thread may be too young for the last listing
+    // (H14).
+    if (guarded && entry.end - entry.start == kStackWindow) continue;
     current.Add(entry.start, entry.end);
   }
   // A thread's window reaches down to the start of its mapping at most: adjacent mappings have their own

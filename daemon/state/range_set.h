@@ -58,6 +58,7 @@ class RangeSet {
   // The parts of [start, end) that are in the set, ascending.
   std::vector<AddressRange> Intersect(uint64_t start, uint64_t end) const {
     std::vector<AddressRange> parts;
+    if (start >= end) return parts;
     auto it = ranges_.upper_bound(start);
     if (it != ranges_.begin() && std::prev(it)->second > start) --it;
     for (; it != ranges_.end() && it->first < end; ++it) {

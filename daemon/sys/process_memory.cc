@@ -68,6 +68,7 @@ bool ParseMapLine(std::string_view line, MapEntry* entry) {
   const bool plain = name.empty() || name == "[heap]" || name.starts_with("[anon:");
   const bool anonymous = fields[1] == "00:00" && fields[2] == "0" && plain;
   entry->private_rw_anonymous = anonymous && permissions == "rw-p";
+  entry->inaccessible = permissions == "---p";
   entry->private_anonymous = anonymous && (permissions == "rw-p" || permissions == "r--p");
   return true;
 }

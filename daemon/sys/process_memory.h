@@ -26,6 +26,7 @@ struct MapEntry {
   uint64_t start = 0;
   uint64_t end = 0;
   bool private_rw_anonymous = false;  // "rw-p", no file, no special name: what may be evicted at all
+  bool inaccessible = false;          // "---p"
   bool private_anonymous = false;     // the same, or "r--p": perhaps only for a while
 };
 

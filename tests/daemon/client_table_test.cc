@@ -60,7 +60,8 @@ TEST(ClientTable, LayoutLiesInTheFile) {
   ASSERT_TRUE(record.ok());
   (*record)->pid = 4711;
   ClientRecord seen{};
-  ASSERT_EQ(pread(table->fd(), &seen, sizeof(seen), 4096 + static_cast<off_t>(sizeof(seen))), static_cast<ssize_t>(sizeof(seen)));
+  ASSERT_EQ(pread(table->fd(), &seen, sizeof(seen), 4096 + static_cast<off_t>(sizeof(seen))),
+            static_cast<ssize_t>(sizeof(seen)));
   EXPECT_EQ(seen.id, 1u);
   EXPECT_EQ(seen.pid, 4711);
   EXPECT_EQ(seen.state, static_cast<uint32_t>(ClientState::kLive));

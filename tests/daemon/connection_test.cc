@@ -41,8 +41,9 @@ class Handshake : public ::testing::Test {
     int fds[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds), 0);
     peer_.reset(fds[1]);
-    connection_ = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(fds[0]), PeerCredentials{pid, getuid()},
-                                               daemon_.services(), "lz4", "zsmalloc");
+    connection_ =
+        std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(fds[0]),
+                                     PeerCredentials{pid, getuid()}, daemon_.services(), "lz4", "zsmalloc");
   }
   Next Send(std::span<const std::byte> packet, int fd = -1) {
     EXPECT_TRUE(SendPacket(peer_.get(), packet, fd).ok());
@@ -77,7 +78,8 @@ class Handshake : public ::testing::Test {
 
   wire::Hello GoodHello() {
     if (staging_ == nullptr) {
-      staging_ = mmap(nullptr, wire::kStagingBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      staging_ =
+          mmap(nullptr, wire::kStagingBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     }
     wire::Hello hello{};
     hello.arena_start = 0x10000;
@@ -87,15 +89,21 @@ class Handshake : public ::testing::Test {
     return hello;
   }
   // Through to the state that wants `type`. False: this machine cannot (no device, no right).
-  bool ReachContext() { return SendMessage(MessageType::kHello, GoodHello()) == Next::kWait && Answer() == uint16_t(MessageType::kDevice); }
-  zp::UniqueFd NewUffd() { return zp::UniqueFd(ioctl(fd_.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)); }
+  bool ReachContext() {
+    return SendMessage(MessageType::kHello, GoodHello()) == Next::kWait &&
+           Answer() == uint16_t(MessageType::kDevice);
+  }
+  zp::UniqueFd NewUffd() {
+    return zp::UniqueFd(ioctl(fd_.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
+  }
   bool ReachReady(bool registered = true) {
     if (!ReachContext()) return false;
     uffd_ = NewUffd();
     if (!uffd_.valid() || SendBare(MessageType::kContext, uffd_.get()) != Next::kWait) return false;
     if (Answer() != uint16_t(MessageType::kRing)) return false;
     if (registered) {
-      uffdio_register request{{reinterpret_cast<uint64_t>(staging_), wire::kStagingBytes}, UFFDIO_REGISTER_MODE_WP, 0};
+      uffdio_register request{
+          {reinterpret_cast<uint64_t>(staging_), wire::kStagingBytes}, UFFDIO_REGISTER_MODE_WP, 0};
       if (ioctl(uffd_.get(), UFFDIO_REGISTER, &request) != 0) return false;
     }
     return true;
@@ -210,7 +218,8 @@ TEST_F(Handshake, HeaderThatIsWrongIsRefused) {
 // Every message in every state that can be reached, except the one that is wanted there.
 TEST_F(Handshake, MessagesOutOfOrderAreRefused) {
   for (int state = 0; state < 4; ++state) {
-    const MessageType wanted[] = {MessageType::kHello, MessageType::kContext, MessageType::kReady, MessageType::kProof};
+    const MessageType wanted[] = {MessageType::kHello, MessageType::kContext, MessageType::kReady,
+                                  MessageType::kProof};
     for (uint16_t type = 0; type < 40; ++type) {
       if (type == static_cast<uint16_t>(wanted[state])) continue;
       if (state == 0 && type == static_cast<uint16_t>(MessageType::kControlRequest)) continue;
@@ -221,7 +230,8 @@ TEST_F(Handshake, MessagesOutOfOrderAreRefused) {
         ASSERT_EQ(SendBare(MessageType::kReady), Next::kWait);
         ASSERT_EQ(Answer(), static_cast<uint16_t>(MessageType::kChallenge));
       }
-      EXPECT_EQ(SendBare(static_cast<MessageType>(type)), Next::kClose) << "state " << state << ", type " << type;
+      EXPECT_EQ(SendBare(static_cast<MessageType>(type)), Next::kClose)
+          << "state " << state << ", type " << type;
       EXPECT_EQ(Answer(), static_cast<uint16_t>(MessageType::kRefused));
     }
   }
@@ -271,7 +281,8 @@ TEST_F(Handshake, NoiseIsRefusedOrWaitsAndNeverAttaches) {
         wire::Hello hello = GoodHello();
         hello.header = MakeHeader(MessageType::kHello, sizeof(hello));
         packet.assign(reinterpret_cast<std::byte*>(&hello), reinterpret_cast<std::byte*>(&hello + 1));
-        for (unsigned n = random() % 3; n > 0; --n) packet[random() % packet.size()] = static_cast<std::byte>(random());
+        for (unsigned n = random() % 3; n > 0; --n)
+          packet[random() % packet.size()] = static_cast<std::byte>(random());
       }
       if (!SendPacket(peer_.get(), packet, random() % 4 == 0 ? 0 : -1).ok()) break;
       const Next next = connection_->OnReadable();

@@ -45,7 +45,9 @@ TEST(Options, EnvironmentNamesTheSocketAndTheOptionWins) {
 
 TEST(Options, EverythingElse) {
   int status = -1;
-  const auto options = Parse({"--embedded", "--ready-fd", "7", "--codec", "raw", "--pool-limit", "512M", "--log-level", "debug"}, &status);
+  const auto options = Parse(
+      {"--embedded", "--ready-fd", "7", "--codec", "raw", "--pool-limit", "512M", "--log-level", "debug"},
+      &status);
   ASSERT_TRUE(options.has_value());
   EXPECT_TRUE(options->embedded);
   EXPECT_EQ(options->ready_fd, 7);
@@ -60,9 +62,15 @@ TEST(Options, HelpAndVersionEndWellAndMistakesEndBadly) {
     EXPECT_FALSE(Parse({good}, &status).has_value());
     EXPECT_EQ(status, 0) << good;
   }
-  const std::vector<std::vector<const char*>> mistakes = {
-      {"--no-such"}, {"--codec", "gzip"}, {"--pool", "slab"}, {"--pool-limit", "many"}, {"--pool-limit", "-1"},
-      {"--ready-fd", "x"}, {"--log-level", "loud"}, {"--socket"}, {"surplus"}};
+  const std::vector<std::vector<const char*>> mistakes = {{"--no-such"},
+                                                          {"--codec", "gzip"},
+                                                          {"--pool", "slab"},
+                                                          {"--pool-limit", "many"},
+                                                          {"--pool-limit", "-1"},
+                                                          {"--ready-fd", "x"},
+                                                          {"--log-level", "loud"},
+                                                          {"--socket"},
+                                                          {"surplus"}};
   for (const auto& args : mistakes) {
     int status = -1;
     EXPECT_FALSE(Parse(args, &status).has_value()) << args[0];

@@ -25,7 +25,8 @@ struct Pair {
 
 size_t OpenDescriptors() {
   size_t count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) count += entry.exists() ? 1 : 1;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
+    count += entry.exists() ? 1 : 1;
   return count;
 }
 
@@ -142,7 +143,10 @@ TEST_F(Listening, MakesItsDirectoryAndLetsAnybodyConnect) {
 }
 
 TEST_F(Listening, StaleSocketIsReplaced) {
-  { auto first = ListenAt(path_); ASSERT_TRUE(first.ok()); }
+  {
+    auto first = ListenAt(path_);
+    ASSERT_TRUE(first.ok());
+  }
   EXPECT_FALSE(CanConnect(path_));
   auto second = ListenAt(path_);
   ASSERT_TRUE(second.ok());

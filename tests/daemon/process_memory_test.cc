@@ -19,7 +19,8 @@ constexpr uint64_t kPage = 4096;
 
 class Mapped {
  public:
-  explicit Mapped(uint64_t pages, int protection = PROT_READ | PROT_WRITE, int flags = MAP_PRIVATE | MAP_ANONYMOUS, int fd = -1)
+  explicit Mapped(uint64_t pages, int protection = PROT_READ | PROT_WRITE,
+                  int flags = MAP_PRIVATE | MAP_ANONYMOUS, int fd = -1)
       : bytes_(pages * kPage), address_(mmap(nullptr, bytes_, protection, flags, fd, 0)) {}
   ~Mapped() { munmap(address_, bytes_); }
   Mapped(const Mapped&) = delete;
@@ -36,7 +37,9 @@ class OwnMemory : public ::testing::Test {
  protected:
   void SetUp() override {
     auto memory = ProcessMemory::Open(getpid());
-    if (!memory.ok()) GTEST_SKIP() << memory.error().op << ": this process may not read its own memory's maps, or no PAGEMAP_SCAN";
+    if (!memory.ok())
+      GTEST_SKIP() << memory.error().op
+                   << ": this process may not read its own memory's maps, or no PAGEMAP_SCAN";
     memory_ = std::move(*memory);
   }
   MapEntry EntryOf(uint64_t address) {
@@ -90,7 +93,9 @@ TEST_F(OwnMemory, MapsAreAscendingAndWholeHoweverManyThereAre) {
   for (size_t i = 0; i < maps->size(); ++i) {
     const MapEntry& entry = (*maps)[i];
     ASSERT_LT(entry.start, entry.end);
-    if (i > 0) { ASSERT_GE(entry.start, (*maps)[i - 1].end); }
+    if (i > 0) {
+      ASSERT_GE(entry.start, (*maps)[i - 1].end);
+    }
     if (entry.start > many.start() && entry.end < many.start() + kMany * kPage) ++inside;
   }
   EXPECT_GE(inside, kMany - 2);
@@ -108,7 +113,8 @@ TEST_F(OwnMemory, ScanFindsPresentPagesThatAreNotTheZeroPage) {
   EXPECT_EQ(*end, mapped.start() + 64 * kPage);
   std::vector<uint64_t> pages;
   for (const page_region& region : regions) {
-    for (uint64_t at = region.start; at < region.end; at += kPage) pages.push_back((at - mapped.start()) / kPage);
+    for (uint64_t at = region.start; at < region.end; at += kPage)
+      pages.push_back((at - mapped.start()) / kPage);
   }
   EXPECT_EQ(pages, (std::vector<uint64_t>{0, 1, 2, 10, 63}));
 

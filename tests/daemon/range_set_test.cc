@@ -55,7 +55,8 @@ TEST(RangeSetModel, EveryStepEqualsABitmap) {
     Model model;
     for (int step = 0; step < 400; ++step) {
       uint64_t start = random() % (kSpace + 1);
-      uint64_t end = random() % 8 == 0 ? random() % (kSpace + 1) : std::min<uint64_t>(start + random() % 9, kSpace);
+      uint64_t end =
+          random() % 8 == 0 ? random() % (kSpace + 1) : std::min<uint64_t>(start + random() % 9, kSpace);
       const bool add = random() % 2 == 0;
       if (add) {
         set.Add(start, end);
@@ -64,7 +65,8 @@ TEST(RangeSetModel, EveryStepEqualsABitmap) {
       }
       if (start < end) model.Set(start, end, add);
       const uint64_t from = random() % kSpace;
-      ASSERT_NO_FATAL_FAILURE(Compare(set, model, from, from + random() % (kSpace + 1 - from))) << "step " << step;
+      ASSERT_NO_FATAL_FAILURE(Compare(set, model, from, from + random() % (kSpace + 1 - from)))
+          << "step " << step;
     }
     set.clear();
     ASSERT_TRUE(set.empty());

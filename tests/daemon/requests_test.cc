@@ -34,8 +34,9 @@ class Requests : public ::testing::Test {
 };
 
 TEST_F(Requests, MalformedOnesAreRefusedWithAText) {
-  for (const char* text : {"", "{", "[]", "null", "7", "\"ping\"", "{}", "{\"verb\":7}", "{\"verb\":null}", "{\"verb\":[\"ping\"]}",
-                           "{\"verb\":\"ping\"", "\xff\xfe", "{\"verb\":\"ping\"} trailing"}) {
+  for (const char* text :
+       {"", "{", "[]", "null", "7", "\"ping\"", "{}", "{\"verb\":7}", "{\"verb\":null}",
+        "{\"verb\":[\"ping\"]}", "{\"verb\":\"ping\"", "\xff\xfe", "{\"verb\":\"ping\"} trailing"}) {
     ExpectFailure(text, EINVAL);
   }
   ExpectFailure("{\"verb\":\"explode\"}", EOPNOTSUPP);
@@ -61,8 +62,10 @@ TEST_F(Requests, PingAndStat) {
   json answer = json::parse(reply.json);
   EXPECT_EQ(answer["schema"], "uzswap.ping/1");
   EXPECT_EQ(answer["pid"], getpid());
-  for (const char* text : {"{\"verb\":\"stat\"}", "{\"verb\":\"stat\",\"pid\":1}", "{\"verb\":\"stat\",\"pid\":\"x\"}",
-                           "{\"verb\":\"stat\",\"include_gone\":true}", "{\"verb\":\"stat\",\"include_gone\":7}"}) {
+  ExpectFailure("{\"verb\":\"stat\",\"pid\":\"x\"}", EINVAL);
+  for (const char* text :
+       {"{\"verb\":\"stat\"}", "{\"verb\":\"stat\",\"pid\":1}", "{\"verb\":\"stat\",\"include_gone\":true}",
+        "{\"verb\":\"stat\",\"include_gone\":7}"}) {
     reply = Ask(text, 1000);
     ASSERT_EQ(reply.status, 0) << text;
     answer = json::parse(reply.json);
@@ -74,15 +77,21 @@ TEST_F(Requests, PingAndStat) {
 }
 
 TEST_F(Requests, NoiseNeverDoesMoreThanFail) {
-  const std::string seeds[] = {"{\"verb\":\"stat\",\"pid\":1,\"include_gone\":true}", "{\"verb\":\"limit\",\"pid\":1,\"limit_bytes\":0}"};
+  const std::string seeds[] = {"{\"verb\":\"stat\",\"pid\":1,\"include_gone\":true}",
+                               "{\"verb\":\"limit\",\"pid\":1,\"limit_bytes\":0}"};
   std::mt19937 random(3);
   for (int i = 0; i < 3000; ++i) {
     std::string text = seeds[random() % 2];
     for (unsigned n = random() % 6; n > 0; --n) {
       switch (random() % 3) {
-        case 0: text[random() % text.size()] = static_cast<char>(random()); break;
-        case 1: text.erase(random() % text.size(), 1); break;
-        default: text.insert(random() % text.size(), 1, static_cast<char>(random()));
+        case 0:
+          text[random() % text.size()] = static_cast<char>(random());
+          break;
+        case 1:
+          text.erase(random() % text.size(), 1);
+          break;
+        default:
+          text.insert(random() % text.size(), 1, static_cast<char>(random()));
       }
     }
     const Reply reply = Ask(text);

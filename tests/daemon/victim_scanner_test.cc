@@ -32,7 +32,8 @@ TEST(DoomClearance, RangeIsClearedOnceEveryThreadWasOutside) {
   EXPECT_EQ(clearance.Pending(), (Ranges{{0x1000, 0x2000}}));
   clearance.Mark();
   EXPECT_TRUE(clearance.Observe({Thread(1, SYS_madvise), Thread(2, -2), Thread(3, SYS_futex)}).empty());
-  EXPECT_TRUE(clearance.Observe({Thread(1, SYS_futex), Thread(2, -2), Thread(3, -2)}).empty());  // 2 is not seen outside
+  EXPECT_TRUE(clearance.Observe({Thread(1, SYS_futex), Thread(2, -2), Thread(3, -2)})
+                  .empty());  // 2 is not seen outside
   EXPECT_EQ(clearance.Observe({Thread(1, -2), Thread(2, -1), Thread(3, -2)}), (Ranges{{0x1000, 0x2000}}));
   EXPECT_TRUE(clearance.Pending().empty());
 }
@@ -108,8 +109,9 @@ class Scanning : public ::testing::Test {
     return scanner.Next(memory_, *heat_, 1u << 30, false);
   }
   static uint64_t CountIn(const std::vector<uint64_t>& pages, uint64_t start, uint64_t count) {
-    return static_cast<uint64_t>(std::count_if(pages.begin(), pages.end(),
-                                               [&](uint64_t page) { return page >= start && page < start + count * kPage; }));
+    return static_cast<uint64_t>(std::count_if(pages.begin(), pages.end(), [&](uint64_t page) {
+      return page >= start && page < start + count * kPage;
+    }));
   }
   ProcessMemory memory_;
   std::unique_ptr<RegionHeat> heat_ = std::make_unique<RegionHeat>();

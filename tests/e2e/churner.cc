@@ -37,7 +37,8 @@ void ChurnMalloc(std::vector<void*>& live) {
 
 void ChurnMmap() {
   const size_t bytes = (1 + Random() % 16) * 65536;
-  auto* memory = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* memory =
+      static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (memory == MAP_FAILED) return;
   for (size_t at = 0; at < bytes; at += 4096) memory[at] = 1;
   munmap(memory, bytes);

@@ -2,9 +2,9 @@
 //
 // Usage: grower burst|steps|rate MEGABYTES [MEGABYTES_PER_SECOND]
 //
-// It touches MEGABYTES of fresh memory (half of each page does not compress), prints "grown", waits for a line on
-// stdin, reads everything back, prints "right" or what was wrong, waits for another line, and ends. burst: as fast as it can;
-// steps: 32 MiB at a time with 300 ms between; rate: that many MiB a second.
+// It touches MEGABYTES of fresh memory (half of each page does not compress), prints "grown", waits for a
+// line on stdin, reads everything back, prints "right" or what was wrong, waits for another line, and ends.
+// burst: as fast as it can; steps: 32 MiB at a time with 300 ms between; rate: that many MiB a second.
 #include <sys/mman.h>
 #include <time.h>
 
@@ -24,7 +24,8 @@ uint64_t Word(size_t page, size_t index) {
 }
 
 void SleepUntil(double seconds) {
-  timespec at{static_cast<time_t>(seconds), static_cast<long>((seconds - static_cast<double>(static_cast<time_t>(seconds))) * 1e9)};
+  timespec at{static_cast<time_t>(seconds),
+              static_cast<long>((seconds - static_cast<double>(static_cast<time_t>(seconds))) * 1e9)};
   clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, nullptr);
 }
 
@@ -60,7 +61,8 @@ int main(int argc, char** argv) {
   for (size_t page = 0; page < bytes / kPage; ++page) {
     for (size_t i = 0; i < kPage / 8; ++i) words[page * (kPage / 8) + i] = Word(page, i);
     const size_t done = (page + 1) * kPage;
-    if (done % kMib == 0 && strcmp(argv[1], "rate") == 0) SleepUntil(begin + static_cast<double>(done / kMib) / rate);
+    if (done % kMib == 0 && strcmp(argv[1], "rate") == 0)
+      SleepUntil(begin + static_cast<double>(done / kMib) / rate);
     if (done % (32 * kMib) == 0 && strcmp(argv[1], "steps") == 0) SleepUntil(Now() + 0.3);
   }
   printf("grown %.3f s\n", Now() - begin);
@@ -70,7 +72,8 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < kPage / 8; ++i) {
       const uint64_t found = words[page * (kPage / 8) + i];
       if (found != Word(page, i)) {
-        printf("wrong word at %p: page %zu, word %zu, found 0x%llx\n", static_cast<void*>(&words[page * (kPage / 8) + i]), page, i,
+        printf("wrong word at %p: page %zu, word %zu, found 0x%llx\n",
+               static_cast<void*>(&words[page * (kPage / 8) + i]), page, i,
                static_cast<unsigned long long>(found));
         return 1;
       }

@@ -1,5 +1,5 @@
-// Forks. A child verifies memory as it was at the fork, writes to its copy, verifies that, and sometimes lets a child
-// of its own do the same. It calls nothing that needs a lock of the parent's.
+// Forks. A child verifies memory as it was at the fork, writes to its copy, verifies that, and sometimes lets
+// a child of its own do the same. It calls nothing that needs a lock of the parent's.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,8 +16,8 @@ constexpr uint32_t kUnitsOfAll = 2048;  // 8 MiB of a stopped world: enough to m
 
 }  // namespace
 
-void Worker::ChildChecks(Op op, const uint32_t* units, std::byte* const* at, UnitState* states, uint32_t count,
-                         bool may_fork) {
+void Worker::ChildChecks(Op op, const uint32_t* units, std::byte* const* at, UnitState* states,
+                         uint32_t count, bool may_fork) {
   const bool grandchild = may_fork && random_.Below(4) == 0;
   for (uint32_t i = 0; i < count; ++i) {
     world_.Check("a forked child", op, units[i], at[i], states[i]);
@@ -39,7 +39,8 @@ void Worker::ChildChecks(Op op, const uint32_t* units, std::byte* const* at, Uni
     }
     if (status != 0) _exit(1);
   }
-  for (uint32_t i = 0; i < count; ++i) world_.Check("a forked child, after its writes", op, units[i], at[i], states[i]);
+  for (uint32_t i = 0; i < count; ++i)
+    world_.Check("a forked child, after its writes", op, units[i], at[i], states[i]);
   _exit(0);
 }
 
@@ -62,7 +63,8 @@ void Worker::AwaitInside(int child) {
   world_.progress(index_).child = 0;
   if (status != 0) {
     char text[128];
-    snprintf(text, sizeof text, "forked child %d ended with %s %d", child, WIFSIGNALED(status) ? "signal" : "status",
+    snprintf(text, sizeof text, "forked child %d ended with %s %d", child,
+             WIFSIGNALED(status) ? "signal" : "status",
              WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
     world_.reporter().Failure(text);
   }
@@ -82,7 +84,8 @@ void Worker::ForkSome() {
     ChildChecks(Op::kForkSome, units, range.at.data(), range.state.data(), range.count);
   }
   for (uint32_t i = 0; i < range.count; ++i) {
-    if (i % 2 == 0) World::WriteSome(range.first + i, range.at[i], range.state[i], 1 + random_.Below(kUnitWords));
+    if (i % 2 == 0)
+      World::WriteSome(range.first + i, range.at[i], range.state[i], 1 + random_.Below(kUnitWords));
   }
   Check(range, Op::kForkSome);
   Unlock(range, Op::kForkSome);
@@ -97,7 +100,8 @@ void Worker::ForkWiped() {
   LockMapped(range, 1 + random_.Below(kMaxRange));
   if (range.count == 0) return Skipped(Op::kForkWiped);
   const size_t bytes = static_cast<size_t>(range.count) * kUnitBytes;
-  if (madvise(range.at[0], bytes, MADV_WIPEONFORK) != 0) world_.reporter().Failure("madvise(WIPEONFORK) failed");
+  if (madvise(range.at[0], bytes, MADV_WIPEONFORK) != 0)
+    world_.reporter().Failure("madvise(WIPEONFORK) failed");
   const pid_t child = fork();
   if (child < 0) world_.reporter().Trouble("fork failed");
   if (child == 0) {
@@ -108,10 +112,12 @@ void Worker::ForkWiped() {
     }
     ChildChecks(Op::kForkWiped, units, range.at.data(), range.state.data(), range.count, false);
   }
-  // With the range still wiped on fork nobody else may stop the world and fork. At once, if asked for: the kernel lets
-  // this thread go on as soon as the fork was announced, so who hears of it looks at mappings that have changed since.
+  // With the range still wiped on fork nobody else may stop the world and fork. At once, if asked for: the
+  // kernel lets this thread go on as soon as the fork was announced, so who hears of it looks at mappings
+  // that have changed since.
   if (!world_.options().keep_at_once) AwaitInside(child);
-  if (madvise(range.at[0], bytes, MADV_KEEPONFORK) != 0) world_.reporter().Failure("madvise(KEEPONFORK) failed");
+  if (madvise(range.at[0], bytes, MADV_KEEPONFORK) != 0)
+    world_.reporter().Failure("madvise(KEEPONFORK) failed");
   Check(range, Op::kForkWiped);
   Unlock(range, Op::kForkWiped);
   if (world_.options().keep_at_once) Await(child);

@@ -48,7 +48,8 @@ void Worker::FreeMalloc() {
       if (zeroed) {
         // calloc trusts fresh pages to be zero: content that comes back from the dead shows here.
         range.state[i].Zeroed();
-        world_.Check("a worker, after calloc", Op::kFreeMalloc, block->first + i, range.at[i], range.state[i]);
+        world_.Check("a worker, after calloc", Op::kFreeMalloc, block->first + i, range.at[i],
+                     range.state[i]);
       }
       World::WriteAll(block->first + i, range.at[i], range.state[i]);
     }

@@ -51,7 +51,8 @@ void Helpers::Taker(std::byte* area) {
     turn_ = kToUnmap;
     turn_.notify_all();
     for (;;) {
-      void* got = mmap(area, kAreaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+      void* got = mmap(area, kAreaBytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
       if (got == area) break;
       if (got != MAP_FAILED) munmap(got, kAreaBytes);
       if (stop_) return;
@@ -68,10 +69,12 @@ void Helpers::Taker(std::byte* area) {
           const Origin origin = OriginOf(found);
           char text[256];
           snprintf(text, sizeof text,
-                   "wrong word at %p, page %u of the hand-over area: expected 0x%llx (generation %u), found 0x%llx (unit %u, "
+                   "wrong word at %p, page %u of the hand-over area: expected 0x%llx (generation %u), found "
+                   "0x%llx (unit %u, "
                    "generation %u), round %u",
-                   static_cast<volatile void*>(word), page, static_cast<unsigned long long>(wanted), round == 0 ? 0 : generation + round - 1,
-                   static_cast<unsigned long long>(found), origin.unit, origin.generation, round);
+                   static_cast<volatile void*>(word), page, static_cast<unsigned long long>(wanted),
+                   round == 0 ? 0 : generation + round - 1, static_cast<unsigned long long>(found),
+                   origin.unit, origin.generation, round);
           reporter_.Failure(text);
         }
         *word = ExpectedWord(kUnitBase + page, generation + round, 8);

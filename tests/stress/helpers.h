@@ -10,9 +10,11 @@
 
 namespace uzswap::stress {
 
-// - A pair on a small area of its own: one unmaps it, the other takes the address the moment it is free, perhaps
+// - A pair on a small area of its own: one unmaps it, the other takes the address the moment it is free,
+// perhaps
 //   before munmap has returned to the first (hazard H1: a decision about the old mapping meets the new one).
-// - A loop of mprotect over a large populated area: it holds the address space's lock for long, which stretches the
+// - A loop of mprotect over a large populated area: it holds the address space's lock for long, which
+// stretches the
 //   time between the announcement of a madvise(DONTNEED) and its effect (hazard H3).
 class Helpers {
  public:

@@ -1,5 +1,5 @@
-// Operations on mappings. The shared mappings keep their addresses (madvise, a new mapping over a part); the small
-// areas, which one worker owns, move, shrink, grow and go.
+// Operations on mappings. The shared mappings keep their addresses (madvise, a new mapping over a part); the
+// small areas, which one worker owns, move, shrink, grow and go.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -23,12 +23,14 @@ void Worker::DontNeed() {
   LockMapped(range, 1 + random_.Below(16));
   if (range.count != 0) {
     if (random_.Below(2) == 0) Check(range, Op::kDontNeed, true);
-    if (madvise(range.at[0], Bytes(range.count), MADV_DONTNEED) != 0) world_.reporter().Failure("madvise(DONTNEED) failed");
+    if (madvise(range.at[0], Bytes(range.count), MADV_DONTNEED) != 0)
+      world_.reporter().Failure("madvise(DONTNEED) failed");
     for (uint32_t i = 0; i < range.count; ++i) range.state[i].Zeroed();
     // Seen as zero at once, or only when somebody else comes by.
     if (random_.Below(2) == 0) Check(range, Op::kDontNeed);
     if (random_.Below(2) == 0) {
-      for (uint32_t i = 0; i < range.count; ++i) World::WriteAll(range.first + i, range.at[i], range.state[i]);
+      for (uint32_t i = 0; i < range.count; ++i)
+        World::WriteAll(range.first + i, range.at[i], range.state[i]);
     }
   }
   Unlock(range, Op::kDontNeed);
@@ -39,7 +41,8 @@ void Worker::Free() {
   LockMapped(range, 1 + random_.Below(8));
   if (range.count != 0) {
     Check(range, Op::kFree, true);
-    if (madvise(range.at[0], Bytes(range.count), MADV_FREE) != 0) world_.reporter().Failure("madvise(FREE) failed");
+    if (madvise(range.at[0], Bytes(range.count), MADV_FREE) != 0)
+      world_.reporter().Failure("madvise(FREE) failed");
     for (uint32_t i = 0; i < range.count; ++i) range.state[i].lazy = true;
     Check(range, Op::kFree);
   }
@@ -53,14 +56,18 @@ void Worker::Guard() {
   if (range.count != 0) {
     Check(range, Op::kGuard, true);
     if (madvise(range.at[0], Bytes(range.count), kGuardInstall) != 0) {
-      if (errno != EINVAL) world_.reporter().Failure("madvise(GUARD_INSTALL) failed");  // EINVAL: before Linux 6.13
+      if (errno != EINVAL)
+        world_.reporter().Failure("madvise(GUARD_INSTALL) failed");  // EINVAL: before Linux 6.13
     } else {
       // System calls must be refused while the guard stands, not answered from an old copy.
-      if (pwrite(pipe_fd_, range.at[0], 8, 0) != -1) world_.reporter().Failure("a guard page could be read by write(2)");
-      if (madvise(range.at[0], Bytes(range.count), kGuardRemove) != 0) world_.reporter().Failure("madvise(GUARD_REMOVE) failed");
+      if (pwrite(pipe_fd_, range.at[0], 8, 0) != -1)
+        world_.reporter().Failure("a guard page could be read by write(2)");
+      if (madvise(range.at[0], Bytes(range.count), kGuardRemove) != 0)
+        world_.reporter().Failure("madvise(GUARD_REMOVE) failed");
       for (uint32_t i = 0; i < range.count; ++i) range.state[i].Zeroed();
       Check(range, Op::kGuard);
-      for (uint32_t i = 0; i < range.count; ++i) World::WriteAll(range.first + i, range.at[i], range.state[i]);
+      for (uint32_t i = 0; i < range.count; ++i)
+        World::WriteAll(range.first + i, range.at[i], range.state[i]);
     }
   }
   Unlock(range, Op::kGuard);
@@ -151,7 +158,8 @@ void Worker::Resize() {
   }
   Check(range, Op::kResize);
   for (uint32_t i = 0; i < area.pages; ++i) {
-    if (random_.Below(2) == 0) World::WriteSome(range.first + i, range.at[i], range.state[i], 1 + random_.Below(kUnitWords));
+    if (random_.Below(2) == 0)
+      World::WriteSome(range.first + i, range.at[i], range.state[i], 1 + random_.Below(kUnitWords));
   }
   Unlock(range, Op::kResize);
 }
@@ -180,9 +188,11 @@ void Worker::Unmap() {
 void Worker::Protect() {
   Range range;
   Area& area = LockArea(range);
-  if (mprotect(area.base, Bytes(area.pages), PROT_READ) != 0) world_.reporter().Failure("mprotect(READ) failed");
+  if (mprotect(area.base, Bytes(area.pages), PROT_READ) != 0)
+    world_.reporter().Failure("mprotect(READ) failed");
   Check(range, Op::kProtect);
-  if (mprotect(area.base, Bytes(area.pages), PROT_READ | PROT_WRITE) != 0) world_.reporter().Failure("mprotect failed");
+  if (mprotect(area.base, Bytes(area.pages), PROT_READ | PROT_WRITE) != 0)
+    world_.reporter().Failure("mprotect failed");
   for (uint32_t i = 0; i < area.pages; ++i) {
     if (random_.Below(4) == 0) World::WriteAll(range.first + i, range.at[i], range.state[i]);
   }

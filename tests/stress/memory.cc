@@ -24,10 +24,13 @@ std::byte* MapPages(uint32_t pages, std::byte* at, int extra_flags) {
 }
 
 uint32_t Memory::CountHeap(const Options& options) {
-  return static_cast<uint32_t>(static_cast<uint64_t>(options.megabytes) * kUnitsPerMegabyte * options.malloc_percent / 100);
+  return static_cast<uint32_t>(static_cast<uint64_t>(options.megabytes) * kUnitsPerMegabyte *
+                               options.malloc_percent / 100);
 }
 
-uint32_t Memory::CountMapped(const Options& options) { return options.megabytes * kUnitsPerMegabyte - CountHeap(options); }
+uint32_t Memory::CountMapped(const Options& options) {
+  return options.megabytes * kUnitsPerMegabyte - CountHeap(options);
+}
 
 Memory::Memory(const Options& options)
     : mapped_units_(CountMapped(options)),
@@ -36,7 +39,8 @@ Memory::Memory(const Options& options)
   for (uint32_t first = 0; first < mapped_units_; first += kMappingUnits) {
     const uint32_t count = std::min(kMappingUnits, mapped_units_ - first);
     std::byte* base = MapPages(count);
-    for (uint32_t i = 0; i < count; ++i) shadow_.set_address(first + i, base + static_cast<size_t>(i) * kUnitBytes);
+    for (uint32_t i = 0; i < count; ++i)
+      shadow_.set_address(first + i, base + static_cast<size_t>(i) * kUnitBytes);
   }
 
   Random random(options.seed);

@@ -3,13 +3,16 @@
 // Layout, by unit number:
 //
 //   [0, mapped)                 mappings of kMappingUnits pages each; a unit is a page
-//   [mapped, mapped + heap)     malloc blocks of 1 to 48 units: a unit begins 16 bytes into a page, so two units,
-//                               perhaps of two owners, share each page, and blocks lie in brk heap, thread arenas
-//                               and malloc's own mappings
-//   [..., + areas)              small mappings, kAreasPerThread for each worker; it moves, cuts and unmaps them
+//   [mapped, mapped + heap)     malloc blocks of 1 to 48 units: a unit begins 16 bytes into a page, so two
+//   units,
+//                               perhaps of two owners, share each page, and blocks lie in brk heap, thread
+//                               arenas and malloc's own mappings
+//   [..., + areas)              small mappings, kAreasPerThread for each worker; it moves, cuts and unmaps
+//   them
 //
 // Threads: built by one thread; after that a unit's memory belongs to the holder of its lock in the Shadow, a
-// block's to the holder of all its units, an area's to its worker (who also locks its units, for the forks' sake).
+// block's to the holder of all its units, an area's to its worker (who also locks its units, for the forks'
+// sake).
 #pragma once
 
 #include <cstddef>
@@ -21,7 +24,8 @@
 
 namespace uzswap::stress {
 
-inline constexpr uint32_t kMappingUnits = 3000;  // 11.7 MiB: not a multiple of 2 MiB, so pieces straddle mappings
+inline constexpr uint32_t kMappingUnits =
+    3000;  // 11.7 MiB: not a multiple of 2 MiB, so pieces straddle mappings
 inline constexpr uint32_t kAreasPerThread = 6;
 inline constexpr uint32_t kAreaUnits = 64;
 
@@ -54,7 +58,9 @@ class Memory {
   uint32_t block_count() const { return static_cast<uint32_t>(blocks_.size()); }
   Block& block(uint32_t index) { return blocks_[index]; }
   Area& area(uint32_t thread, uint32_t index) { return areas_[thread * kAreasPerThread + index]; }
-  uint32_t area_owner(uint32_t unit) const { return (unit - shared_units()) / (kAreasPerThread * kAreaUnits); }
+  uint32_t area_owner(uint32_t unit) const {
+    return (unit - shared_units()) / (kAreasPerThread * kAreaUnits);
+  }
 
   // Points the units of a block or area at their memory. The caller owns the units.
   void Place(const Block& block);

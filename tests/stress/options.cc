@@ -12,7 +12,8 @@ namespace {
 
 constexpr char kHelp[] =
     "Usage: verifier [OPTION]...\n"
-    "Threads read and write memory whose every word says what it should be; a swapped, stale or zero page is told.\n\n"
+    "Threads read and write memory whose every word says what it should be; a swapped, stale or zero page is "
+    "told.\n\n"
     "  --threads N          workers (8)\n"
     "  --megabytes N        of verified memory (512)\n"
     "  --malloc-percent N   of it from malloc, the rest from mmap (40)\n"
@@ -45,9 +46,20 @@ uint64_t Number(const char* name, const char* text, uint64_t least, uint64_t mos
 }  // namespace
 
 Options ParseOptions(int argc, char** argv) {
-  enum { kThreads = 256, kMegabytes, kMallocPercent, kSeconds, kSeed, kForkEvery, kHang, kPlant, kHelpOption };
+  enum {
+    kThreads = 256,
+    kMegabytes,
+    kMallocPercent,
+    kSeconds,
+    kSeed,
+    kForkEvery,
+    kHang,
+    kPlant,
+    kHelpOption
+  };
   Options options;
-  int no_fork = 0, no_maps = 0, no_heap = 0, no_direct = 0, no_threads = 0, no_helpers = 0, keep = 0, stop = 0;
+  int no_fork = 0, no_maps = 0, no_heap = 0, no_direct = 0, no_threads = 0, no_helpers = 0, keep = 0,
+      stop = 0;
   const option table[] = {{"threads", required_argument, nullptr, kThreads},
                           {"megabytes", required_argument, nullptr, kMegabytes},
                           {"malloc-percent", required_argument, nullptr, kMallocPercent},
@@ -68,27 +80,43 @@ Options ParseOptions(int argc, char** argv) {
                           {nullptr, 0, nullptr, 0}};
   for (int found; (found = getopt_long(argc, argv, "", table, nullptr)) != -1;) {
     switch (found) {
-      case 0: break;
-      case kThreads: options.threads = static_cast<uint32_t>(Number("--threads", optarg, 1, 256)); break;
-      case kMegabytes: options.megabytes = static_cast<uint32_t>(Number("--megabytes", optarg, 16, 24576)); break;
-      case kMallocPercent: options.malloc_percent = static_cast<uint32_t>(Number("--malloc-percent", optarg, 0, 90)); break;
+      case 0:
+        break;
+      case kThreads:
+        options.threads = static_cast<uint32_t>(Number("--threads", optarg, 1, 256));
+        break;
+      case kMegabytes:
+        options.megabytes = static_cast<uint32_t>(Number("--megabytes", optarg, 16, 24576));
+        break;
+      case kMallocPercent:
+        options.malloc_percent = static_cast<uint32_t>(Number("--malloc-percent", optarg, 0, 90));
+        break;
       case kSeconds: {
         char* end = nullptr;
         options.seconds = strtod(optarg, &end);
         if (*end != 0 || !(options.seconds >= 0 && options.seconds < 1e6)) Usage("--seconds", optarg);
         break;
       }
-      case kSeed: options.seed = Number("--seed", optarg, 0, UINT64_MAX); break;
-      case kForkEvery: options.fork_every_ms = static_cast<uint32_t>(Number("--fork-every-ms", optarg, 0, 1000000)); break;
-      case kHang: options.hang_seconds = static_cast<uint32_t>(Number("--hang-seconds", optarg, 1, 100000)); break;
+      case kSeed:
+        options.seed = Number("--seed", optarg, 0, UINT64_MAX);
+        break;
+      case kForkEvery:
+        options.fork_every_ms = static_cast<uint32_t>(Number("--fork-every-ms", optarg, 0, 1000000));
+        break;
+      case kHang:
+        options.hang_seconds = static_cast<uint32_t>(Number("--hang-seconds", optarg, 1, 100000));
+        break;
       case kPlant:
         for (size_t i = 0; i < sizeof(kPlants) / sizeof(*kPlants); ++i) {
           if (strcmp(optarg, kPlants[i]) == 0) options.plant = static_cast<Plant>(i);
         }
         if (options.plant == Plant::kNothing) Usage("--plant", optarg);
         break;
-      case kHelpOption: fputs(kHelp, stdout); exit(0);
-      default: Usage("option", "see above");
+      case kHelpOption:
+        fputs(kHelp, stdout);
+        exit(0);
+      default:
+        Usage("option", "see above");
     }
   }
   if (optind != argc) Usage("unexpected argument", argv[optind]);
@@ -111,13 +139,14 @@ Options ParseOptions(int argc, char** argv) {
 std::string ReplayLine(const Options& options) {
   char text[512];
   snprintf(text, sizeof text,
-           "verifier --threads %u --megabytes %u --malloc-percent %u --seconds %g --seed %llu --fork-every-ms %u%s%s%s%s%s%s%s%s%s",
+           "verifier --threads %u --megabytes %u --malloc-percent %u --seconds %g --seed %llu "
+           "--fork-every-ms %u%s%s%s%s%s%s%s%s%s",
            options.threads, options.megabytes, options.malloc_percent, options.seconds,
-           static_cast<unsigned long long>(options.seed), options.fork_every_ms, options.forks ? "" : " --no-fork",
-           options.maps ? "" : " --no-maps", options.heap ? "" : " --no-heap", options.direct ? "" : " --no-direct",
+           static_cast<unsigned long long>(options.seed), options.fork_every_ms,
+           options.forks ? "" : " --no-fork", options.maps ? "" : " --no-maps",
+           options.heap ? "" : " --no-heap", options.direct ? "" : " --no-direct",
            options.threads_come_and_go ? "" : " --no-threads", options.helpers ? "" : " --no-helpers",
-           options.keep_at_once ? " --keep-at-once" : "",
-           options.plant == Plant::kNothing ? "" : " --plant ",
+           options.keep_at_once ? " --keep-at-once" : "", options.plant == Plant::kNothing ? "" : " --plant ",
            options.plant == Plant::kNothing ? "" : kPlants[static_cast<size_t>(options.plant)]);
   return text;
 }

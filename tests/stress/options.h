@@ -17,11 +17,11 @@ struct Options {
   uint32_t hang_seconds = 60;
   uint32_t fork_every_ms = 1000;
   bool forks = true;
-  bool maps = true;      // madvise, munmap, mremap, mprotect
-  bool heap = true;      // free+malloc, realloc
-  bool direct = true;    // O_DIRECT
+  bool maps = true;    // madvise, munmap, mremap, mprotect
+  bool heap = true;    // free+malloc, realloc
+  bool direct = true;  // O_DIRECT
   bool threads_come_and_go = true;
-  bool helpers = true;   // the hand-over pair and the mprotect loop
+  bool helpers = true;        // the hand-over pair and the mprotect loop
   bool keep_at_once = false;  // MADV_KEEPONFORK straight after the fork
   bool stop_on_failure = false;
   Plant plant = Plant::kNothing;
@@ -30,7 +30,8 @@ struct Options {
 // Exits with status 2 and a message on stderr if they make no sense, with 0 after --help.
 Options ParseOptions(int argc, char** argv);
 
-// "verifier --threads 8 …": the same run again. Races are not replayed exactly, the operations of each thread are.
+// "verifier --threads 8 …": the same run again. Races are not replayed exactly, the operations of each thread
+// are.
 std::string ReplayLine(const Options& options);
 
 }  // namespace uzswap::stress

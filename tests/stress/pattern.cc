@@ -47,7 +47,8 @@ uint64_t ExpectedWord(uint32_t unit, uint32_t generation, uint32_t index) {
       break;
   }
   // Which words are scrambled depends on the place alone: a fixed shape, as the fields of a record have.
-  return (index ^ unit) % 5 < 2 ? Scramble(Plain(unit, generation, index)) : Plain(unit, generation, index & ~3u);
+  return (index ^ unit) % 5 < 2 ? Scramble(Plain(unit, generation, index))
+                                : Plain(unit, generation, index & ~3u);
 }
 
 Origin OriginOf(uint64_t word) {
@@ -59,7 +60,8 @@ Origin OriginOf(uint64_t word) {
     origin.kind = KindOf(origin.unit, origin.generation);
     // A plain word may stand in any of four places; one of them must be right.
     for (uint32_t step = 0; step < 4; ++step) {
-      if (ExpectedWord(origin.unit, origin.generation, (origin.index + step) & (kUnitWords - 1)) == word) return origin;
+      if (ExpectedWord(origin.unit, origin.generation, (origin.index + step) & (kUnitWords - 1)) == word)
+        return origin;
     }
   }
   return {false, 0, 0, 0, Kind::kRealistic};

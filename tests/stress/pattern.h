@@ -1,8 +1,8 @@
 // What every word of the verifier's memory says.
 //
-// Idea: a word is a function of (unit, generation, index), so a page that was swapped with another, that is older than
-// it should be, or that came back as zeros differs from what is expected in (nearly) every word, and the word
-// found says where it belongs. A unit is 4096 bytes of payload; for mapped memory it is a page.
+// Idea: a word is a function of (unit, generation, index), so a page that was swapped with another, that is
+// older than it should be, or that came back as zeros differs from what is expected in (nearly) every word,
+// and the word found says where it belongs. A unit is 4096 bytes of payload; for mapped memory it is a page.
 //
 // Layout of a plain word, high bits first:
 //
@@ -22,7 +22,7 @@ namespace uzswap::stress {
 
 inline constexpr uint32_t kUnitBytes = 4096;
 inline constexpr uint32_t kUnitWords = kUnitBytes / sizeof(uint64_t);
-inline constexpr uint32_t kMaxUnits = 1u << 23;        // 32 GiB
+inline constexpr uint32_t kMaxUnits = 1u << 23;  // 32 GiB
 inline constexpr uint32_t kMaxGeneration = 1u << 24;
 
 enum class Kind : uint8_t { kRealistic, kIncompressible, kSameFilled };
@@ -32,8 +32,8 @@ Kind KindOf(uint32_t unit, uint32_t generation);
 // The word at `index` of `unit` as its `generation`-th writing left it.
 uint64_t ExpectedWord(uint32_t unit, uint32_t generation, uint32_t index);
 
-// What a word found in memory claims to be: written for which unit and generation, or not `ours`. Allocates nothing
-// (a forked child calls it).
+// What a word found in memory claims to be: written for which unit and generation, or not `ours`. Allocates
+// nothing (a forked child calls it).
 struct Origin {
   bool ours;
   uint32_t unit, generation, index;

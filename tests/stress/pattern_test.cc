@@ -24,7 +24,8 @@ TEST(Pattern, AWordTellsItsUnitAndGeneration) {
     const uint32_t index = random.Below(kUnitWords);
     const Origin origin = OriginOf(ExpectedWord(unit, generation, index));
     ASSERT_TRUE(origin.ours) << "unit " << unit << " generation " << generation << " index " << index;
-    misread += origin.unit != unit || origin.generation != generation || origin.kind != KindOf(unit, generation);
+    misread +=
+        origin.unit != unit || origin.generation != generation || origin.kind != KindOf(unit, generation);
   }
   // A scrambled word looks like a plain one by chance, one time in some hundreds.
   EXPECT_LT(misread, 100);
@@ -47,7 +48,8 @@ TEST(Pattern, UnitsAndGenerationsDifferInEveryWord) {
   for (uint32_t index = 0; index < kUnitWords; ++index) {
     std::set<uint64_t> words;
     for (uint32_t unit = 0; unit < 16; ++unit) {
-      for (uint32_t generation = 1; generation < 16; ++generation) words.insert(ExpectedWord(unit, generation, index));
+      for (uint32_t generation = 1; generation < 16; ++generation)
+        words.insert(ExpectedWord(unit, generation, index));
     }
     ASSERT_EQ(words.size(), 16u * 15u) << "index " << index;
   }

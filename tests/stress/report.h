@@ -26,9 +26,10 @@ class Reporter {
  public:
   Reporter(const Options& options, Memory& memory);
 
-  // The unit, which lies at `at`, differs from `expected`, first at word `index`, where `found` was read. Status 1.
-  [[noreturn]] void WrongWord(const char* who, Op op, uint32_t unit, const std::byte* at, const UnitState& expected,
-                              uint32_t index, uint64_t found);
+  // The unit, which lies at `at`, differs from `expected`, first at word `index`, where `found` was read.
+  // Status 1.
+  [[noreturn]] void WrongWord(const char* who, Op op, uint32_t unit, const std::byte* at,
+                              const UnitState& expected, uint32_t index, uint64_t found);
   // Any other failure of what is verified (a child that failed, content that moved wrongly). Status 1.
   [[noreturn]] void Failure(const char* text);
   // The environment failed, or nothing moves. Status 3.

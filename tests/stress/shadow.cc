@@ -17,7 +17,8 @@ uint64_t NowMs() {
 }
 
 Shadow::Shadow(uint32_t units) : units_(units) {
-  void* memory = mmap(nullptr, units * sizeof(Record), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      mmap(nullptr, units * sizeof(Record), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     perror("verifier: mapping the shadow");
     exit(3);
@@ -30,17 +31,20 @@ Shadow::~Shadow() { munmap(records_, units_ * sizeof(Record)); }
 
 uint64_t Shadow::Pack(const UnitState& state) {
   return static_cast<uint64_t>(state.lazy) << 62 | static_cast<uint64_t>(state.absent) << 61 |
-         static_cast<uint64_t>(state.split) << 48 | static_cast<uint64_t>(state.previous) << 24 | state.generation;
+         static_cast<uint64_t>(state.split) << 48 | static_cast<uint64_t>(state.previous) << 24 |
+         state.generation;
 }
 
 UnitState Shadow::Unpack(uint64_t word) {
-  return {static_cast<uint32_t>(word & (kMaxGeneration - 1)), static_cast<uint32_t>(word >> 24 & (kMaxGeneration - 1)),
-          static_cast<uint32_t>(word >> 48 & 0x3ff), (word >> 62 & 1) != 0, (word >> 61 & 1) != 0};
+  return {static_cast<uint32_t>(word & (kMaxGeneration - 1)),
+          static_cast<uint32_t>(word >> 24 & (kMaxGeneration - 1)), static_cast<uint32_t>(word >> 48 & 0x3ff),
+          (word >> 62 & 1) != 0, (word >> 61 & 1) != 0};
 }
 
 void Shadow::CopyFrom(const Shadow& from) {
   for (uint32_t unit = 0; unit < units_; ++unit) {
-    records_[unit].state.store(from.records_[unit].state.load(std::memory_order_acquire), std::memory_order_relaxed);
+    records_[unit].state.store(from.records_[unit].state.load(std::memory_order_acquire),
+                               std::memory_order_relaxed);
     records_[unit].address = from.records_[unit].address;
     records_[unit].last = from.records_[unit].last;
   }
@@ -49,7 +53,8 @@ void Shadow::CopyFrom(const Shadow& from) {
 std::optional<UnitState> Shadow::TryLock(uint32_t unit) {
   uint64_t word = records_[unit].state.load(std::memory_order_relaxed);
   if (word & kLocked) return std::nullopt;
-  if (!records_[unit].state.compare_exchange_strong(word, word | kLocked, std::memory_order_acquire)) return std::nullopt;
+  if (!records_[unit].state.compare_exchange_strong(word, word | kLocked, std::memory_order_acquire))
+    return std::nullopt;
   return Unpack(word);
 }
 

@@ -1,12 +1,13 @@
 // What each unit of memory should hold, kept where no swap can touch it.
 //
-// Idea: one record per unit in a MAP_SHARED mapping, which uzswap never manages. A record is also the unit's lock: who
-// has set its bit owns the unit's memory and may read and write both. Nobody waits for a lock: a worker that finds a
-// unit taken picks another, so no order of locks can go wrong, and a stall is the memory's own.
+// Idea: one record per unit in a MAP_SHARED mapping, which uzswap never manages. A record is also the unit's
+// lock: who has set its bit owns the unit's memory and may read and write both. Nobody waits for a lock: a
+// worker that finds a unit taken picks another, so no order of locks can go wrong, and a stall is the
+// memory's own.
 //
-// A unit is rewritten in pieces: words [0, split) are of `generation`, the rest of `previous`. So a lost write shows
-// even where only half a page was written. `generation` only grows, also over memory that is thrown away: what
-// comes back from the dead is then older than everything expected.
+// A unit is rewritten in pieces: words [0, split) are of `generation`, the rest of `previous`. So a lost
+// write shows even where only half a page was written. `generation` only grows, also over memory that is
+// thrown away: what comes back from the dead is then older than everything expected.
 //
 // Threads: TryLock/Unlock from any; the rest by the owner of the unit.
 #pragma once
@@ -39,8 +40,27 @@ struct UnitState {
 
 // The operations of a verifier, in the order of their names in report.cc. Kept per unit as its last one.
 enum class Op : uint8_t {
-  kNone, kRead, kWrite, kDontNeed, kFree, kGuard, kMapOver, kRemap, kRemapKeep, kResize, kUnmap, kProtect,
-  kRealloc, kFreeMalloc, kSystemCall, kDirect, kForkSome, kForkAll, kForkWiped, kThread, kCount,
+  kNone,
+  kRead,
+  kWrite,
+  kDontNeed,
+  kFree,
+  kGuard,
+  kMapOver,
+  kRemap,
+  kRemapKeep,
+  kResize,
+  kUnmap,
+  kProtect,
+  kRealloc,
+  kFreeMalloc,
+  kSystemCall,
+  kDirect,
+  kForkSome,
+  kForkAll,
+  kForkWiped,
+  kThread,
+  kCount,
 };
 
 class Shadow {

@@ -1,6 +1,6 @@
 // The verifier: threads that read and write memory whose every word says what it should be. See README.md.
-#include <condition_variable>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <memory>
 #include <mutex>
@@ -13,11 +13,12 @@
 namespace uzswap::stress {
 namespace {
 
-// Waits for the workers: until `seconds` are over it lets them work, then until they have verified everything.
-// Reports a hang when one of them completes nothing for the time that the options give.
+// Waits for the workers: until `seconds` are over it lets them work, then until they have verified
+// everything. Reports a hang when one of them completes nothing for the time that the options give.
 class Watch {
  public:
-  Watch(World& world, uint32_t workers) : world_(world), running_(workers), last_(workers), since_(workers, NowMs()) {}
+  Watch(World& world, uint32_t workers)
+      : world_(world), running_(workers), last_(workers), since_(workers, NowMs()) {}
 
   void WorkerEnded() {
     std::lock_guard lock(mu_);
@@ -25,7 +26,8 @@ class Watch {
   }
 
   void Wait() {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(world_.options().seconds);
+    const auto end =
+        std::chrono::steady_clock::now() + std::chrono::duration<double>(world_.options().seconds);
     std::unique_lock lock(mu_);
     while (running_ != 0) {
       ended_.wait_for(lock, std::chrono::milliseconds(100));
@@ -45,7 +47,8 @@ class Watch {
       } else if (NowMs() - since_[i] > 1000ull * world_.options().hang_seconds) {
         world_.reporter().DescribeThreads(&world_.progress(0), workers);
         char text[96];
-        snprintf(text, sizeof text, "HANG: worker %u has completed nothing for %u s", i, world_.options().hang_seconds);
+        snprintf(text, sizeof text, "HANG: worker %u has completed nothing for %u s", i,
+                 world_.options().hang_seconds);
         world_.reporter().Trouble(text);
       }
     }
@@ -83,8 +86,9 @@ int Main(int argc, char** argv) {
     if (helpers) handovers = helpers->handovers();
   }
 
-  printf("verifier: ok: every word right; seed %llu, %.1f s, %u threads, %u MiB", static_cast<unsigned long long>(options.seed),
-         static_cast<double>(NowMs()) / 1000, options.threads, options.megabytes);
+  printf("verifier: ok: every word right; seed %llu, %.1f s, %u threads, %u MiB",
+         static_cast<unsigned long long>(options.seed), static_cast<double>(NowMs()) / 1000, options.threads,
+         options.megabytes);
   for (uint32_t op = 1; op < static_cast<uint32_t>(Op::kCount); ++op) {
     uint64_t sum = 0;
     for (const auto& worker : workers) sum += worker->done(static_cast<Op>(op));
@@ -92,8 +96,9 @@ int Main(int argc, char** argv) {
   }
   uint64_t refused = 0;
   for (const auto& worker : workers) refused += worker->refused_remaps();
-  printf("; handed over %llu; mremap refused (several mappings) %llu; direct I/O %s\n", static_cast<unsigned long long>(handovers),
-         static_cast<unsigned long long>(refused), workers[0]->has_direct() ? "yes" : "no");
+  printf("; handed over %llu; mremap refused (several mappings) %llu; direct I/O %s\n",
+         static_cast<unsigned long long>(handovers), static_cast<unsigned long long>(refused),
+         workers[0]->has_direct() ? "yes" : "no");
   return 0;
 }
 

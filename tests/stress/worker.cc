@@ -13,14 +13,16 @@
 namespace uzswap::stress {
 namespace {
 
-// How often each operation is drawn. Accesses dominate; what zeroes memory is kept rare, or nothing would be left to lose.
+// How often each operation is drawn. Accesses dominate; what zeroes memory is kept rare, or nothing would be
+// left to lose.
 struct Weight {
   Op op;
   uint32_t weight;
 };
 constexpr Weight kAccess[] = {{Op::kRead, 600}, {Op::kWrite, 400}, {Op::kSystemCall, 20}};
-constexpr Weight kMaps[] = {{Op::kDontNeed, 4}, {Op::kFree, 2},   {Op::kGuard, 3},  {Op::kMapOver, 3}, {Op::kRemap, 6},
-                            {Op::kRemapKeep, 3}, {Op::kResize, 4}, {Op::kUnmap, 4},   {Op::kProtect, 4}};
+constexpr Weight kMaps[] = {{Op::kDontNeed, 4}, {Op::kFree, 2},  {Op::kGuard, 3},
+                            {Op::kMapOver, 3},  {Op::kRemap, 6}, {Op::kRemapKeep, 3},
+                            {Op::kResize, 4},   {Op::kUnmap, 4}, {Op::kProtect, 4}};
 constexpr Weight kHeap[] = {{Op::kRealloc, 4}, {Op::kFreeMalloc, 4}};
 constexpr Weight kForks[] = {{Op::kForkSome, 2}, {Op::kForkAll, 1}, {Op::kForkWiped, 1}};
 
@@ -31,7 +33,8 @@ void Add(std::vector<Op>& ops, const Weight (&weights)[kCount]) {
 
 int OpenDirect() {
   const char* directory = getenv("TMPDIR");
-  const int fd = open(directory != nullptr ? directory : "/tmp", O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+  const int fd =
+      open(directory != nullptr ? directory : "/tmp", O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
   return fd;
 }
 
@@ -69,7 +72,8 @@ void Worker::Unlock(Range& range, Op op) {
 }
 
 void Worker::Check(Range& range, Op op, bool some) {
-  for (uint32_t i = 0; i < range.count; ++i) world_.Check("a worker", op, range.first + i, range.at[i], range.state[i], some);
+  for (uint32_t i = 0; i < range.count; ++i)
+    world_.Check("a worker", op, range.first + i, range.at[i], range.state[i], some);
 }
 
 void Worker::LockMapped(Range& range, uint32_t most) {
@@ -132,27 +136,66 @@ void Worker::Step(Op op) {
   progress.op = static_cast<uint8_t>(op);
   ++done_[static_cast<size_t>(op)];
   switch (op) {
-    case Op::kRead: Read(); break;
-    case Op::kWrite: Write(); break;
-    case Op::kDontNeed: DontNeed(); break;
-    case Op::kFree: Free(); break;
-    case Op::kGuard: Guard(); break;
-    case Op::kMapOver: MapOver(); break;
-    case Op::kRemap: Remap(); break;
-    case Op::kRemapKeep: RemapKeep(); break;
-    case Op::kResize: Resize(); break;
-    case Op::kUnmap: Unmap(); break;
-    case Op::kProtect: Protect(); break;
-    case Op::kRealloc: Realloc(); break;
-    case Op::kFreeMalloc: FreeMalloc(); break;
-    case Op::kSystemCall: SystemCall(); break;
-    case Op::kDirect: Direct(); break;
-    case Op::kForkSome: ForkSome(); break;
-    case Op::kForkAll: ForkAll(); break;
-    case Op::kForkWiped: ForkWiped(); break;
-    case Op::kThread: Thread(); break;
+    case Op::kRead:
+      Read();
+      break;
+    case Op::kWrite:
+      Write();
+      break;
+    case Op::kDontNeed:
+      DontNeed();
+      break;
+    case Op::kFree:
+      Free();
+      break;
+    case Op::kGuard:
+      Guard();
+      break;
+    case Op::kMapOver:
+      MapOver();
+      break;
+    case Op::kRemap:
+      Remap();
+      break;
+    case Op::kRemapKeep:
+      RemapKeep();
+      break;
+    case Op::kResize:
+      Resize();
+      break;
+    case Op::kUnmap:
+      Unmap();
+      break;
+    case Op::kProtect:
+      Protect();
+      break;
+    case Op::kRealloc:
+      Realloc();
+      break;
+    case Op::kFreeMalloc:
+      FreeMalloc();
+      break;
+    case Op::kSystemCall:
+      SystemCall();
+      break;
+    case Op::kDirect:
+      Direct();
+      break;
+    case Op::kForkSome:
+      ForkSome();
+      break;
+    case Op::kForkAll:
+      ForkAll();
+      break;
+    case Op::kForkWiped:
+      ForkWiped();
+      break;
+    case Op::kThread:
+      Thread();
+      break;
     case Op::kNone:
-    case Op::kCount: break;
+    case Op::kCount:
+      break;
   }
   progress.operations.fetch_add(1, std::memory_order_relaxed);
 }
@@ -193,14 +236,16 @@ void Worker::VerifyShare(const char* when) {
   }
 }
 
-// Does what a bad daemon would do, to show that it is found. In several places: one may be overwritten unread.
+// Does what a bad daemon would do, to show that it is found. In several places: one may be overwritten
+// unread.
 void Worker::Damage() {
   const Plant plant = world_.options().plant;
   if (plant == Plant::kNothing || index_ != 0) return;
   for (int planted = 0; planted < 16;) {
     Range range;
     LockMapped(range, 1);
-    if (range.count == 1 && range.state[0].generation > 1 && range.state[0].split == kUnitWords && !range.state[0].lazy) {
+    if (range.count == 1 && range.state[0].generation > 1 && range.state[0].split == kUnitWords &&
+        !range.state[0].lazy) {
       auto* words = reinterpret_cast<volatile uint64_t*>(range.at[0]);
       for (uint32_t i = 0; i < kUnitWords; ++i) {
         if (plant == Plant::kZero) words[i] = 0;

@@ -1,8 +1,9 @@
 // One thread that works on the memory: picks operations at random and does each on units that it holds.
 //
-// The operations' files: worker.cc (reads, writes, the loop), map_operations.cc (madvise, mmap, mremap, munmap,
-// mprotect), heap_operations.cc (free, realloc), io_operations.cc (system calls and O_DIRECT on the memory, threads),
-// fork_operations.cc. Each ends with every unit as its state says; verification before is part of most.
+// The operations' files: worker.cc (reads, writes, the loop), map_operations.cc (madvise, mmap, mremap,
+// munmap, mprotect), heap_operations.cc (free, realloc), io_operations.cc (system calls and O_DIRECT on the
+// memory, threads), fork_operations.cc. Each ends with every unit as its state says; verification before is
+// part of most.
 #pragma once
 
 #include <array>
@@ -76,8 +77,8 @@ class Worker {
   // mremap that moves; copies instead where the kernel refuses ranges of several mappings (counted).
   std::byte* Move(std::byte* from, uint32_t pages, std::byte* to);
   // The child's work: never returns.
-  [[noreturn]] void ChildChecks(Op op, const uint32_t* units, std::byte* const* at, UnitState* states, uint32_t count,
-                                bool may_fork = true);
+  [[noreturn]] void ChildChecks(Op op, const uint32_t* units, std::byte* const* at, UnitState* states,
+                                uint32_t count, bool may_fork = true);
   // For the end of a child, which must be a good one; other workers may stop the world meanwhile, or may not.
   void Await(int child);
   void AwaitInside(int child);

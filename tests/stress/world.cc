@@ -9,7 +9,8 @@ namespace uzswap::stress {
 namespace {
 
 Progress* MapProgress(uint32_t workers) {
-  void* memory = mmap(nullptr, workers * sizeof(Progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      mmap(nullptr, workers * sizeof(Progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   return memory == MAP_FAILED ? nullptr : static_cast<Progress*>(memory);
 }
 
@@ -60,7 +61,8 @@ void World::Check(const char* who, Op op, uint32_t unit, const std::byte* at, Un
     return;
   }
 
-  // The page may go at any moment, but only once and as a whole: a second look that is not all zero proves an error.
+  // The page may go at any moment, but only once and as a whole: a second look that is not all zero proves an
+  // error.
   for (int look = 0;; ++look) {
     uint64_t seen[kUnitWords];
     for (uint32_t i = 0; i < kUnitWords; ++i) seen[i] = words[i];

@@ -28,19 +28,21 @@ class World {
   Reporter& reporter() { return reporter_; }
   Progress& progress(uint32_t worker) { return progress_[worker]; }
 
-  // Every operation of a worker lies between Enter and Leave. Enter waits while another worker has stopped the world.
+  // Every operation of a worker lies between Enter and Leave. Enter waits while another worker has stopped
+  // the world.
   void Enter(uint32_t worker);
   void Leave(uint32_t worker) { progress_[worker].in_operation.store(0); }
-  // Called inside an operation: false if another is stopping the world; else all other workers are outside theirs
-  // until Resume.
+  // Called inside an operation: false if another is stopping the world; else all other workers are outside
+  // theirs until Resume.
   bool StopOthers(uint32_t worker);
   void Resume();
 
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
   void Stop() { stopping_ = true; }
 
-  // Compares words of the unit at `at` with what `state` says: all of them, or (`some`) a few. A unit that the
-  // kernel may drop (MADV_FREE) may be zero, and `state` says so afterwards. Does not come back from a wrong word.
+  // Compares words of the unit at `at` with what `state` says: all of them, or (`some`) a few. A unit that
+  // the kernel may drop (MADV_FREE) may be zero, and `state` says so afterwards. Does not come back from a
+  // wrong word.
   void Check(const char* who, Op op, uint32_t unit, const std::byte* at, UnitState& state, bool some = false);
   // Writes the next generation into the unit: the whole of it, or the next `words` words.
   static void WriteAll(uint32_t unit, std::byte* at, UnitState& state);

@@ -1,5 +1,5 @@
-// The agent: what it may do at a time, and what becomes of everybody when it is stopped, or gone: hazards H14, H15, H17,
-// H20, H21, and a program whose threads come and go.
+// The agent: what it may do at a time, and what becomes of everybody when it is stopped, or gone: hazards
+// H14, H15, H17, H20, H21, and a program whose threads come and go.
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -54,8 +54,8 @@ TEST_F(Agent, MovesInSmallBites) {
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), 1500, 1}), 0);
 }
 
-// H21: the agent is stopped between taking the gate and its MOVE. Faults of the program's other threads are served, and
-// what the agent does when it wakes up moves nothing.
+// H21: the agent is stopped between taking the gate and its MOVE. Faults of the program's other threads are
+// served, and what the agent does when it wakes up moves nothing.
 TEST_F(Agent, StoppedBeforeItsMoveHoldsUpNobody) {
   const uint64_t gone = MapEvicted();
   const uint64_t at = app().MapFilled(kPages);
@@ -153,8 +153,8 @@ TEST_F(Agent, StoppedProgramWithACommandRunning) {
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
 }
 
-// H14: a thread's descriptor must be there when it ends: the kernel's last write is dropped silently else, and join waits
-// for ever. Nobody serves faults here.
+// H14: a thread's descriptor must be there when it ends: the kernel's last write is dropped silently else,
+// and join waits for ever. Nobody serves faults here.
 TEST_F(Agent, ThreadDescriptorsAndStacksStay) {
   constexpr unsigned kBox = 8;
   ASSERT_EQ(app().Call(1, Op::kStartThread, {kBox}), 0);
@@ -165,16 +165,19 @@ TEST_F(Agent, ThreadDescriptorsAndStacksStay) {
   const uint64_t descriptor = reinterpret_cast<uint64_t>(robust);
   ASSERT_TRUE(app().IsPresent(descriptor));
   for (int round = 0; round < 3; ++round) {
-    const uint64_t at = app().MapFilled(kPages);  // mapped after the stack: when it goes, the stack would have gone
+    const uint64_t at =
+        app().MapFilled(kPages);  // mapped after the stack: when it goes, the stack would have gone
     ASSERT_TRUE(EvictAll(a_, at, kPages));
   }
   EXPECT_TRUE(app().IsPresent(descriptor));
   EXPECT_EQ(app().Call(kBox, Op::kQuit, {}), 0);
   EXPECT_EQ(app().Call(1, Op::kJoinThread, {kBox}), 0);
-  for (unsigned box = 0; box < kFirstThreads; ++box) EXPECT_EQ(app().Syscall(box, SYS_getpid, {}), app().pid());
+  for (unsigned box = 0; box < kFirstThreads; ++box)
+    EXPECT_EQ(app().Syscall(box, SYS_getpid, {}), app().pid());
 }
 
-// H14: the same for a thread that was born after the threads were last listed, on a stack that had been another's.
+// H14: the same for a thread that was born after the threads were last listed, on a stack that had been
+// another's.
 TEST_F(Agent, DescriptorOfAThreadThatWasJustBornStays) {
   constexpr unsigned kBox = 8;
   const auto start = [&] {
@@ -227,7 +230,8 @@ TEST_F(Agent, ItsOwnMemoryStays) {
     const uint64_t at = app().MapFilled(kPages);
     ASSERT_TRUE(EvictAll(a_, at, kPages));
   }
-  const uint64_t top = arena + agent::kStackBytes - agent::kPage;  // the stack's topmost page, and the state behind it
+  const uint64_t top =
+      arena + agent::kStackBytes - agent::kPage;  // the stack's topmost page, and the state behind it
   EXPECT_TRUE(app().IsPresent(top));
   EXPECT_TRUE(app().IsPresent(top + agent::kPage));
 }

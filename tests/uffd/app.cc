@@ -33,7 +33,8 @@ std::string ReadFile(const std::string& path) {
 }  // namespace
 
 char ThreadState(pid_t pid, int tid) {
-  const std::string stat = ReadFile("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/stat");
+  const std::string stat =
+      ReadFile("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/stat");
   const size_t end = stat.rfind(')');
   return end == std::string::npos || end + 2 >= stat.size() ? '\0' : stat[end + 2];
 }
@@ -52,7 +53,8 @@ App::App(const std::string& socket_path, uint64_t limit_bytes) {
   const std::string socket = "UZSWAP_SOCKET=" + socket_path;
   const std::string limit = "UZSWAP_LIMIT=" + std::to_string(limit_bytes);
   char* argv[] = {const_cast<char*>(program), const_cast<char*>(number.c_str()), nullptr};
-  char* envp[] = {const_cast<char*>(preload.c_str()), const_cast<char*>(socket.c_str()), const_cast<char*>(limit.c_str()), nullptr};
+  char* envp[] = {const_cast<char*>(preload.c_str()), const_cast<char*>(socket.c_str()),
+                  const_cast<char*>(limit.c_str()), nullptr};
   pid_ = vfork();
   if (pid_ == 0) {
     execve(program, argv, envp);
@@ -125,7 +127,8 @@ bool App::Wait(unsigned box, int timeout_ms) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     const int64_t passed = (now.tv_sec - begin.tv_sec) * 1000 + (now.tv_nsec - begin.tv_nsec) / 1'000'000;
     if (passed >= timeout_ms) return false;
-    FutexWait(shared_->boxes[box].state, state, static_cast<int>(std::min<int64_t>(timeout_ms - passed + 1, 100)));
+    FutexWait(shared_->boxes[box].state, state,
+              static_cast<int>(std::min<int64_t>(timeout_ms - passed + 1, 100)));
   }
 }
 
@@ -159,8 +162,9 @@ uint64_t App::FreeAddress() {
 
 uint64_t App::Map(uint64_t pages, int protection) {
   const uint64_t address = FreeAddress();
-  const int64_t got = Syscall(0, SYS_mmap, {static_cast<int64_t>(address), static_cast<int64_t>(pages * kPage), protection,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0});
+  const int64_t got = Syscall(0, SYS_mmap,
+                              {static_cast<int64_t>(address), static_cast<int64_t>(pages * kPage), protection,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0});
   if (got != static_cast<int64_t>(address)) Die("mmap in the application");
   (void)Syscall(0, SYS_madvise, {got, static_cast<int64_t>(pages * kPage), MADV_NOHUGEPAGE});
   return address;

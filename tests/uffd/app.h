@@ -19,7 +19,8 @@ inline constexpr uint64_t kPage = 4096;
 
 class App {
  public:
-  // Starts the program with the agent, which attaches to `socket_path`; the caller must serve that, then WaitReady.
+  // Starts the program with the agent, which attaches to `socket_path`; the caller must serve that, then
+  // WaitReady.
   explicit App(const std::string& socket_path, uint64_t limit_bytes = 0);
   ~App();
   App(const App&) = delete;

@@ -1,7 +1,7 @@
 // The application of the tests: threads that do what their mailboxes say (mailbox.h). Runs with the agent.
 //
-// Its own anonymous memory is made executable first: the scanner takes "rw-p" alone, so that only what a test mapped
-// is ever evicted, and no test has to serve faults that it did not ask for.
+// Its own anonymous memory is made executable first: the scanner takes "rw-p" alone, so that only what a test
+// mapped is ever evicted, and no test has to serve faults that it did not ask for.
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
@@ -57,12 +57,14 @@ int64_t Run(Mailbox& box) {
     case Op::kFill: {
       auto* words = reinterpret_cast<volatile uint64_t*>(a[0]);
       for (uint64_t i = 0; i < static_cast<uint64_t>(a[1]) * 512; ++i) {
-        words[i] = PatternWord(static_cast<uint64_t>(a[0]) + i / 512 * 4096, static_cast<uint64_t>(a[2]), i % 512);
+        words[i] =
+            PatternWord(static_cast<uint64_t>(a[0]) + i / 512 * 4096, static_cast<uint64_t>(a[2]), i % 512);
       }
       return 0;
     }
     case Op::kCheck:
-      return FindDifference(reinterpret_cast<uint64_t*>(a[0]), static_cast<uint64_t>(a[1]), static_cast<uint64_t>(a[2]), false);
+      return FindDifference(reinterpret_cast<uint64_t*>(a[0]), static_cast<uint64_t>(a[1]),
+                            static_cast<uint64_t>(a[2]), false);
     case Op::kIsZero:
       return FindDifference(reinterpret_cast<uint64_t*>(a[0]), static_cast<uint64_t>(a[1]), 0, true);
     case Op::kIncrement: {
@@ -72,11 +74,15 @@ int64_t Run(Mailbox& box) {
       return count;
     }
     case Op::kLibcMadvise:
-      return madvise(reinterpret_cast<void*>(a[0]), static_cast<size_t>(a[1]), static_cast<int>(a[2])) == 0 ? 0 : -errno;
+      return madvise(reinterpret_cast<void*>(a[0]), static_cast<size_t>(a[1]), static_cast<int>(a[2])) == 0
+                 ? 0
+                 : -errno;
     case Op::kFork: {
+      const pid_t parent = getpid();
       const pid_t pid = fork();
       if (pid != 0) return pid < 0 ? -errno : pid;
       prctl(PR_SET_PDEATHSIG, SIGKILL);
+      if (getppid() != parent) _exit(0);  // it died before the line above
       Serve(&shared->boxes[a[0]]);
       _exit(0);
     }
@@ -142,7 +148,8 @@ void HideOwnMemory() {
   }
   if (maps != nullptr) fclose(maps);
   for (int i = 0; i < count; ++i) {
-    (void)mprotect(reinterpret_cast<void*>(found[i].start), found[i].end - found[i].start, PROT_READ | PROT_WRITE | PROT_EXEC);
+    (void)mprotect(reinterpret_cast<void*>(found[i].start), found[i].end - found[i].start,
+                   PROT_READ | PROT_WRITE | PROT_EXEC);
   }
 }
 

@@ -25,8 +25,8 @@ class Doomed : public UffdTest {
   Attached a_ = world_.Attach();
 };
 
-// DONTNEED announces, then waits for mmap_lock, which another thread holds in a long mprotect: an eviction between the
-// two would carry the old content past the zap.
+// DONTNEED announces, then waits for mmap_lock, which another thread holds in a long mprotect: an eviction
+// between the two would carry the old content past the zap.
 TEST_F(Doomed, PageBetweenItsRemoveAndItsZapIsNotEvicted) {
   constexpr uint64_t kBig = uint64_t{1} << 30;
   const uint64_t big = app().Map(kBig / kPage);
@@ -37,7 +37,8 @@ TEST_F(Doomed, PageBetweenItsRemoveAndItsZapIsNotEvicted) {
     PausedEvict evict(client(), "evict.chosen");
     app().PostSyscall(1, SYS_madvise, {I(at), kBytes, MADV_DONTNEED});
     ASSERT_TRUE(WaitReadable(client()));
-    app().PostSyscall(2, SYS_mprotect, {I(big), I(kBig), round % 2 == 0 ? PROT_READ : PROT_READ | PROT_WRITE});
+    app().PostSyscall(2, SYS_mprotect,
+                      {I(big), I(kBig), round % 2 == 0 ? PROT_READ : PROT_READ | PROT_WRITE});
     while (ThreadState(app().pid(), app().tid(2)) != 'R' && !app().IsDone(2)) std::this_thread::yield();
     ReadEvent(client(), client().stats().events_remove);
     const bool in_between = !app().IsDone(1) && app().IsPresent(at);
@@ -50,8 +51,8 @@ TEST_F(Doomed, PageBetweenItsRemoveAndItsZapIsNotEvicted) {
   EXPECT_GT(caught, 0) << "the zap was never late: nothing was tested";
 }
 
-// MADV_FREE leaves the pages: they may be evicted again once every thread that could be the one in madvise was seen
-// outside of it, and not before.
+// MADV_FREE leaves the pages: they may be evicted again once every thread that could be the one in madvise
+// was seen outside of it, and not before.
 TEST_F(Doomed, FreedPagesComeBackIntoUseOnlyByThreadClearance) {
   const uint64_t at = MapRegistered();
   const uint64_t other = MapRegistered();
@@ -71,7 +72,8 @@ TEST_F(Doomed, FreedPagesComeBackIntoUseOnlyByThreadClearance) {
   ASSERT_TRUE(app().Wait(1));
   ASSERT_TRUE(app().IsPresent(at));
   const uint64_t doomed = Read(client().stats().refused_doomed);
-  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);  // several listings of threads
+  const auto until =
+      std::chrono::steady_clock::now() + std::chrono::milliseconds(500);  // several listings of threads
   while (std::chrono::steady_clock::now() < until) (void)client().Evict(wire::kRingSlots, *scratch_);
   for (uint64_t i = 0; i < kPages; ++i) EXPECT_TRUE(app().IsPresent(at + i * kPage)) << "page " << i;
   EXPECT_GT(Read(client().stats().refused_doomed), doomed);

@@ -16,8 +16,9 @@ class Events : public UffdTest {
   void Reuse(unsigned box, uint64_t at) {
     int64_t got = -EEXIST;
     while (got == -EEXIST) {  // until the other thread's munmap has taken place
-      got = a_.app->Syscall(box, SYS_mmap, {I(at), kBytes, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0});
+      got = a_.app->Syscall(
+          box, SYS_mmap,
+          {I(at), kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0});
     }
     ASSERT_EQ(got, I(at));
     ASSERT_EQ(a_.app->Call(box, Op::kFill, {I(at), kPages, 2}), 0);
@@ -86,8 +87,8 @@ TEST_F(Events, StaleMoveIsRefusedWhileTheEventIsUnread) {
   EXPECT_EQ(app().Call(2, Op::kCheck, {I(at), kPages, 2}), 0);
 }
 
-// H1: an event may not be read between the agent's look at the sequence and its MOVE. An agent that is stopped there
-// loses its destination before the gate is taken from it.
+// H1: an event may not be read between the agent's look at the sequence and its MOVE. An agent that is
+// stopped there loses its destination before the gate is taken from it.
 TEST_F(Events, EventIsNotReadWhileTheAgentIsAboutToMove) {
   const uint64_t at = MapRegistered();
   AgentTracer agent(app().agent_tid());
@@ -123,7 +124,8 @@ TEST_F(Events, MappingThatWasNotThereAtRegistrationIsNeverMovedFrom) {
   Pauses::Get().Release("register.asked");
   // Whatever is decided now, the content stays, with nobody there to answer faults.
   const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(kNotYetMs);
-  while (!Pauses::Get().Reached("evict.moved") && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+  while (!Pauses::Get().Reached("evict.moved") && std::chrono::steady_clock::now() < until)
+    std::this_thread::yield();
   Pauses::Get().Release("evict.moved");
   Pump pump(world_, a_.client);
   ASSERT_TRUE(Soon(evicted, 30'000));
@@ -140,8 +142,10 @@ TEST_F(Events, HoleInARegisteredRangeIsNeverMovedFrom) {
   ASSERT_EQ(app().Syscall(1, SYS_munmap, {I(at + 4 * kPage), 4 * kPage}), 0);
   Pauses::Get().Release("evict.chosen");
   Pauses::Get().WaitReached("register.asked");
-  ASSERT_EQ(app().Syscall(1, SYS_mmap, {I(at + 4 * kPage), 4 * kPage, PROT_READ | PROT_WRITE,
-                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0}), I(at + 4 * kPage));
+  ASSERT_EQ(app().Syscall(1, SYS_mmap,
+                          {I(at + 4 * kPage), 4 * kPage, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0}),
+            I(at + 4 * kPage));
   ASSERT_EQ(app().Call(1, Op::kFill, {I(at + 4 * kPage), 4, 1}), 0);
   Pauses::Get().Release("register.asked");
   Pump pump(world_, a_.client);
@@ -162,8 +166,9 @@ TEST_F(Events, LookUpAndCopyAreOneAgainstUnmap) {
   app().PostSyscall(2, SYS_munmap, {I(at), kBytes});
   int64_t mapped = -EEXIST;
   while (mapped == -EEXIST) {
-    mapped = app().Syscall(3, SYS_mmap, {I(at), kBytes, PROT_READ | PROT_WRITE,
-                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0});
+    mapped = app().Syscall(
+        3, SYS_mmap,
+        {I(at), kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0});
   }
   ASSERT_TRUE(client().uffd().Register(at, kBytes).ok());
   auto read = ReadAsync(client());
@@ -219,13 +224,14 @@ TEST_F(Events, FaultThatOvertakesItsRemapIsRequeued) {
   EXPECT_EQ(Read(client().stats().faults_zero_fill), 0u);
 }
 
-// H5, H23: the REMAP is read and not yet applied, the program goes on, and a fault at the new address that was requeued
-// before comes up.
+// H5, H23: the REMAP is read and not yet applied, the program goes on, and a fault at the new address that
+// was requeued before comes up.
 TEST_F(Events, RequeuedFaultWaitsForAnEventThatIsBeingApplied) {
   const uint64_t at = MapEvicted();
   const uint64_t to = app().FreeAddress();
   constexpr int kDontUnmap = 4;
-  app().PostSyscall(1, SYS_mremap, {I(at), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED | kDontUnmap, I(to)});
+  app().PostSyscall(1, SYS_mremap,
+                    {I(at), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED | kDontUnmap, I(to)});
   app().WaitBlocked(1);
   Pauses::Get().Arm("event.taken");
   auto read = ReadAsync(client());
@@ -247,7 +253,8 @@ TEST_F(Events, SecondReaderWaitsForAnEventThatIsBeingApplied) {
   const uint64_t at = MapEvicted();
   const uint64_t to = app().FreeAddress();
   constexpr int kDontUnmap = 4;
-  app().PostSyscall(1, SYS_mremap, {I(at), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED | kDontUnmap, I(to)});
+  app().PostSyscall(1, SYS_mremap,
+                    {I(at), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED | kDontUnmap, I(to)});
   app().WaitBlocked(1);
   Pauses::Get().Arm("event.taken");
   auto first = ReadAsync(client());
@@ -266,8 +273,8 @@ TEST_F(Events, SecondReaderWaitsForAnEventThatIsBeingApplied) {
   EXPECT_EQ(app().result(2), I(PatternWord(at, 1, 1)));
 }
 
-// H6: two threads' messages for one page; the second is answered when the page is home, and is written, and evicted
-// again: a decision to fill with zeros may not outlive the page's coming and going.
+// H6: two threads' messages for one page; the second is answered when the page is home, and is written, and
+// evicted again: a decision to fill with zeros may not outlive the page's coming and going.
 TEST_F(Events, LateDuplicateDoesNotZeroAPageEvictedAgain) {
   const uint64_t at = MapEvicted();
   app().Post(1, Op::kRead64, {I(at)});

@@ -80,8 +80,9 @@ Attached World::Attach(uint64_t limit_bytes) {
   socklen_t length = sizeof(peer);
   (void)getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length);
   const int fd = socket.get();
-  auto connection = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(socket)),
-                                                 PeerCredentials{peer.pid, peer.uid}, services(), "lz4", "zsmalloc");
+  auto connection =
+      std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(socket)),
+                                   PeerCredentials{peer.pid, peer.uid}, services(), "lz4", "zsmalloc");
   for (;;) {
     pollfd readable{fd, POLLIN, 0};
     ZP_CHECK(poll(&readable, 1, 10'000) == 1, "the agent does not go on with the handshake");
@@ -139,7 +140,8 @@ void Pump::Run() {
     }
     for (const Deferred& item : work) {
       const ResolveOutcome outcome = item.client->Resolve(item.fault, *scratch);
-      if (outcome == ResolveOutcome::kRequeue || outcome == ResolveOutcome::kThrottled) deferred.push_back(item);
+      if (outcome == ResolveOutcome::kRequeue || outcome == ResolveOutcome::kThrottled)
+        deferred.push_back(item);
     }
   }
 }

@@ -1,8 +1,8 @@
 // The daemon's side of a test: the real store, Connection and Client, driven by hand.
 //
-// Idea: World is a daemon without threads. Attach starts an application and takes it through the handshake; then the test
-// decides when messages are read, faults resolved and pages evicted. Pump is a thread that does the first two where
-// the order does not matter.
+// Idea: World is a daemon without threads. Attach starts an application and takes it through the handshake;
+// then the test decides when messages are read, faults resolved and pages evicted. Pump is a thread that does
+// the first two where the order does not matter.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -117,7 +117,8 @@ class UffdTest : public ::testing::Test {
   ResolveOutcome ResolveFully(Client& client, const Fault& fault);
   // Evicts until no page of the range is present. Nothing else may be needed for that. False: 20 s passed.
   bool EvictAll(Attached& attached, uint64_t address, uint64_t pages);
-  // Evicts until the scanner finds pages, and returns what Evict said then; `others`: stop when `done` is true.
+  // Evicts until the scanner finds pages, and returns what Evict said then; `others`: stop when `done` is
+  // true.
   bool EvictUntil(Client& client, const std::function<bool()>& done);
   // Evict, on a thread; the future is ready when it returned.
   std::future<uint64_t> EvictAsync(Client& client, std::function<bool()> until = nullptr);

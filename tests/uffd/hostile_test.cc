@@ -22,9 +22,10 @@ class Hostile : public UffdTest {
   // Does `write` over and over until it is destroyed.
   class Scribbler {
    public:
-    explicit Scribbler(std::function<void()> write) : thread_([this, write = std::move(write)] {
-      while (!stop_) write();
-    }) {}
+    explicit Scribbler(std::function<void()> write)
+        : thread_([this, write = std::move(write)] {
+            while (!stop_) write();
+          }) {}
     ~Scribbler() {
       stop_ = true;
       thread_.join();
@@ -41,7 +42,8 @@ class Hostile : public UffdTest {
 
 class HostileGate : public Hostile, public ::testing::WithParamInterface<uint32_t> {};
 
-// The gate never comes free: the agent is overruled, faults are served, and after a while it is not trusted any more.
+// The gate never comes free: the agent is overruled, faults are served, and after a while it is not trusted
+// any more.
 TEST_P(HostileGate, FaultsAreServedAndNothingIsEvictedAnyMore) {
   const uint64_t at = app().MapFilled(kPages);
   ASSERT_TRUE(EvictAll(a_, at, kPages));
@@ -76,7 +78,8 @@ TEST_F(Hostile, RingFullOfNonsense) {
   const uint64_t at = app().MapFilled(kPages);
   {
     const char* from_environment = getenv("UZSWAP_TEST_SEED");
-    const unsigned seed = from_environment == nullptr ? 20u : static_cast<unsigned>(strtoul(from_environment, nullptr, 10));
+    const unsigned seed =
+        from_environment == nullptr ? 20u : static_cast<unsigned>(strtoul(from_environment, nullptr, 10));
     SCOPED_TRACE("replay: UZSWAP_TEST_SEED=" + std::to_string(seed));
     std::mt19937 random(seed);
     Scribbler scribbler([&] {
@@ -107,15 +110,28 @@ TEST_F(Hostile, RingFullOfNonsense) {
   EXPECT_EQ(other.app->Call(1, Op::kCheck, {I(there), kPages, 1}), 0);
 }
 
-// Staged content changes while it is encoded: what is stored is a page that was there at some moment, whole and with its
-// right checksum; never one that cannot be read back.
+// The number of threads is one that cannot be.
+TEST_F(Hostile, NumberOfThreadsThatCannotBe) {
+  const uint64_t at = app().MapFilled(kPages);
+  for (const uint32_t count : {wire::kMaxThreadRecords + 1, 0x40000000u, ~0u}) {
+    PausedEvict evict(client(), "threads.listed");
+    reinterpret_cast<volatile uint32_t&>(ring().header.thread_count) = count;
+    evict.Finish();
+  }
+  Pump pump(world_, a_.client);
+  EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
+}
+
+// Staged content changes while it is encoded: what is stored is a page that was there at some moment, whole
+// and with its right checksum; never one that cannot be read back.
 TEST_F(Hostile, ContentThatChangesWhileItIsEncoded) {
   const uint64_t at = app().MapFilled(kPages);
   uint32_t n = 0;
   Scribbler scribbler([&] {
     for (int i = 0; i < 64; ++i) {
       n = n * 1664525 + 1013904223;
-      reinterpret_cast<volatile uint8_t&>(ring().data[n % kPages][(n >> 8) % kPage]) = static_cast<uint8_t>(n >> 20);
+      reinterpret_cast<volatile uint8_t&>(ring().data[n % kPages][(n >> 8) % kPage]) =
+          static_cast<uint8_t>(n >> 20);
     }
   });
   for (int round = 0; round < 20; ++round) {
@@ -126,8 +142,8 @@ TEST_F(Hostile, ContentThatChangesWhileItIsEncoded) {
   EXPECT_EQ(Read(client().stats().corrupt), 0u);
 }
 
-// The agent says "moved, not yet copied" and never goes on, the staging is not there, and the program forks: whoever reads
-// the fork may not wait for that.
+// The agent says "moved, not yet copied" and never goes on, the staging is not there, and the program forks:
+// whoever reads the fork may not wait for that.
 TEST_F(Hostile, CopyThatNeverComesDoesNotHoldUpAFork) {
   (void)app().MapFilled(kPages);
   PausedEvict evict(client(), "evict.moved");

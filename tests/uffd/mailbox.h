@@ -1,7 +1,8 @@
 // How a test tells the threads of the application what to do: memory shared by the two processes.
 //
 // Idea: one mailbox per thread of the application; the test posts an operation and waits for its end. The
-// mapping is shared, so uzswap never manages it, and no thread of the application touches memory that it was not told to.
+// mapping is shared, so uzswap never manages it, and no thread of the application touches memory that it was
+// not told to.
 //
 // Threads: a mailbox has one poster at a time. `state` is a futex word, shared between processes.
 #pragma once
@@ -21,19 +22,19 @@ inline constexpr unsigned kFirstThreads = 6;  // boxes served from the start; 0 
 inline constexpr uint64_t kScratchBytes = 64 * 1024;
 
 enum class Op : uint32_t {
-  kSyscall,       // args: number, a0 … a5; ret: as the kernel's, -errno
-  kRead64,        // address
-  kWrite64,       // address, value
-  kFill,          // address, pages, generation
-  kCheck,         // address, pages, generation; ret: 0, or the address of the first wrong word
-  kIsZero,        // address, pages; ret: as kCheck
-  kIncrement,     // address: adds one to the word until Shared::stop is set; ret: how often
-  kLibcMadvise,   // address, bytes, advice: through libc, as programs do
-  kFork,          // box: the child serves that box; ret: its pid
-  kStartThread,   // box: a new pthread serves that box
-  kJoinThread,    // box
-  kQuit,          // ends the thread that serves this box
-  kExec,          // becomes another program, which waits for ever
+  kSyscall,      // args: number, a0 … a5; ret: as the kernel's, -errno
+  kRead64,       // address
+  kWrite64,      // address, value
+  kFill,         // address, pages, generation
+  kCheck,        // address, pages, generation; ret: 0, or the address of the first wrong word
+  kIsZero,       // address, pages; ret: as kCheck
+  kIncrement,    // address: adds one to the word until Shared::stop is set; ret: how often
+  kLibcMadvise,  // address, bytes, advice: through libc, as programs do
+  kFork,         // box: the child serves that box; ret: its pid
+  kStartThread,  // box: a new pthread serves that box
+  kJoinThread,   // box
+  kQuit,         // ends the thread that serves this box
+  kExec,         // becomes another program, which waits for ever
 };
 
 enum BoxState : uint32_t { kIdle = 0, kPosted = 1, kRunning = 2, kDone = 3 };

@@ -1,4 +1,5 @@
-// Runs the tests where they can run: exit 77 with the reason where they can't. A test that hangs is ended by the watchdog.
+// Runs the tests where they can run: exit 77 with the reason where they can't. A test that hangs is ended by
+// the watchdog.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/ioctl.h>
@@ -28,7 +29,8 @@ const char* WhyNot() {
   close(device);
   if (!fd.valid()) return "cannot make a userfaultfd";
   auto uffd = uzswap::Userfaultfd::Adopt(std::move(fd));
-  if (!uffd.ok() || !uffd->Handshake().ok()) return "the kernel lacks features of userfaultfd (Linux 6.8 has them)";
+  if (!uffd.ok() || !uffd->Handshake().ok())
+    return "the kernel lacks features of userfaultfd (Linux 6.8 has them)";
   return nullptr;
 }
 

@@ -1,7 +1,7 @@
 // Stops threads of the daemon's classes at UZSWAP_PAUSE_POINTs, so that a test drives an exact order.
 //
-// Idea: Arm(name) stops the next thread that reaches the point, once, until Release(name). Everything else passes.
-// Threads: any.
+// Idea: Arm(name) stops the next thread that reaches the point, once, until Release(name). Everything else
+// passes. Threads: any.
 #pragma once
 
 #include <condition_variable>

@@ -1,6 +1,6 @@
 // Pages that must not go, and pages that cannot be kept: they stay, are counted, and are whole.
-#include <linux/io_uring.h>
 #include <linux/filter.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
@@ -90,7 +90,8 @@ TEST_F(Refusals, HolesAreCounted) {
   EXPECT_EQ(app().Call(1, Op::kIsZero, {I(at), kPages}), 0);
 }
 
-// 1.5: a filter of the program's own that forbids ioctl, also to the agent: nothing is evicted, nothing is lost.
+// 1.5: a filter of the program's own that forbids ioctl, also to the agent: nothing is evicted, nothing is
+// lost.
 TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
   const uint64_t before = app().MapFilled(kPages);
   ASSERT_TRUE(EvictAll(a_, before, kPages));
@@ -99,14 +100,16 @@ TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
     sock_fprog program;
   };
   const uint64_t there = app().scratch_address();
-  const Filter filter{{{0x20, 0, 0, 0},                                     // load the number of the call
+  const Filter filter{{{0x20, 0, 0, 0},  // load the number of the call
                        {0x15, 0, 1, SYS_ioctl},
                        {0x06, 0, 0, SECCOMP_RET_ERRNO | EPERM},
                        {0x06, 0, 0, SECCOMP_RET_ALLOW}},
                       {4, reinterpret_cast<sock_filter*>(there)}};
   memcpy(app().shared().scratch, &filter, sizeof(filter));
-  ASSERT_EQ(app().Syscall(1, SYS_seccomp, {SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC,
-                                           I(there + offsetof(Filter, program))}), 0);
+  ASSERT_EQ(app().Syscall(
+                1, SYS_seccomp,
+                {SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, I(there + offsetof(Filter, program))}),
+            0);
   const uint64_t at = app().MapFilled(kPages);
   EXPECT_TRUE(EvictUntil(client(), [&] { return Read(stats().refused_failed) >= kPages; }));
   EXPECT_TRUE(app().IsPresent(at));

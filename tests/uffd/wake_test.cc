@@ -58,7 +58,8 @@ TEST_F(Wake, WaiterOfAPageThatIsPresentIsWoken) {
   EXPECT_GE(Read(client().stats().conflicts), 1u);
 }
 
-// 5.9: the kernel itself waits for the page, and a signal comes: the thread spins, sending message after message.
+// 5.9: the kernel itself waits for the page, and a signal comes: the thread spins, sending message after
+// message.
 TEST_F(Wake, SignalDuringAKernelModeFaultDoesNoHarm) {
   const uint64_t at = MapEvicted();
   auto* scratch = app().shared().scratch;
@@ -114,7 +115,8 @@ TEST_F(Wake, CorruptObjectPoisonsItsPage) {
 TEST_F(Wake, GuardRegionsDropWhatIsStored) {
   const uint64_t at = MapEvicted();
   Pump pump(world_, a_.client);
-  const int64_t installed = app().Call(1, Op::kLibcMadvise, {I(at + 4 * kPage), 4 * kPage, MADV_GUARD_INSTALL});
+  const int64_t installed =
+      app().Call(1, Op::kLibcMadvise, {I(at + 4 * kPage), 4 * kPage, MADV_GUARD_INSTALL});
   if (installed == -EINVAL) GTEST_SKIP() << "no guard regions (Linux 6.13)";
   ASSERT_EQ(installed, 0);
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), 4, 1}), 0);  // sequential: reads ahead
