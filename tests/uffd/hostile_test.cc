@@ -147,7 +147,7 @@ TEST_F(Hostile, ContentThatChangesWhileItIsEncoded) {
 TEST_F(Hostile, CopyThatNeverComesDoesNotHoldUpAFork) {
   (void)app().MapFilled(kPages);
   PausedEvict evict(client(), "evict.moved");
-  // Staging, as maps shows it: 2 MiB, read and write.
+  // Staging, as maps shows it: 2 MiB and the barrier page, read and write.
   uint64_t staging = 0;
   char line[512];
   FILE* maps = fopen(("/proc/" + std::to_string(app().pid()) + "/maps").c_str(), "re");
@@ -155,7 +155,9 @@ TEST_F(Hostile, CopyThatNeverComesDoesNotHoldUpAFork) {
     unsigned long start = 0, end = 0;
     char permissions[8] = {};
     if (sscanf(line, "%lx-%lx %7s", &start, &end, permissions) != 3) continue;
-    if (strcmp(permissions, "rw-p") == 0 && end - start == wire::kStagingBytes) staging = start;
+    if (strcmp(permissions, "rw-p") == 0 && end - start == wire::kStagingBytes + zp::kPageBytes) {
+      staging = start;
+    }
   }
   fclose(maps);
   ASSERT_NE(staging, 0u);
