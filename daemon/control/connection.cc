@@ -138,13 +138,14 @@ Connection::Next Connection::OnHello(std::span<const std::byte> packet) {
                               strerror(memory.error().sys_errno)));
   memory_ = std::move(*memory);
 
-  const zp::UniqueFd device(open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
-  if (!device.valid()) {
-    return Refuse(
-        fmt::format("the daemon cannot open /dev/userfaultfd ({}); run it as root, or give its group access",
-                    strerror(errno)));
+  const auto device = Userfaultfd::OpenDevice();
+  if (!device.ok()) {
+    return Refuse(fmt::format(
+        "the daemon cannot use /dev/userfaultfd ({}: {}); `uzswap doctor`, run as the daemon's user, "
+        "tells the fix",
+        device.error().op, strerror(device.error().sys_errno)));
   }
-  if (!Reply(wire::MessageType::kDevice, device.get())) return Next::kClose;
+  if (!Reply(wire::MessageType::kDevice, device->get())) return Next::kClose;
   state_ = State::kWantContext;
   return Next::kWait;
 }

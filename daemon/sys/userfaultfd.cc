@@ -31,9 +31,9 @@ CopyResult Judge(int ret, int error, int64_t done, uint64_t pages) {
 // Asked once, with a context of our own: the handshake spoils it.
 bool KernelHasFeatures() {
   static const bool has = [] {
-    const zp::UniqueFd device(open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
-    const zp::UniqueFd probe(device.valid() ? ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)
-                                            : -1);
+    const auto device = Userfaultfd::OpenDevice();
+    const zp::UniqueFd probe(device.ok() ? ioctl(device->get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)
+                                         : -1);
     uffdio_api api{};
     api.api = UFFD_API;
     api.features = Userfaultfd::kWantedFeatures;
@@ -43,6 +43,14 @@ bool KernelHasFeatures() {
 }
 
 }  // namespace
+
+zp::Result<zp::UniqueFd> Userfaultfd::OpenDevice() {
+  zp::UniqueFd device(open(kDevice, O_RDWR | O_CLOEXEC));
+  if (!device.valid()) return zp::ErrnoError("opening /dev/userfaultfd");
+  const zp::UniqueFd probe(ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
+  if (!probe.valid()) return zp::ErrnoError("making a userfaultfd");
+  return device;
+}
 
 zp::Result<Userfaultfd> Userfaultfd::Adopt(zp::UniqueFd fd) {
   const int flags = fcntl(fd.get(), F_GETFL);

@@ -39,6 +39,12 @@ class Userfaultfd {
       UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
       UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_POISON | UFFD_FEATURE_MOVE;
 
+  static constexpr char kDevice[] = "/dev/userfaultfd";
+
+  // The open device, after it was seen to make a userfaultfd. Errors carry errno: ENOENT, EACCES, EPERM (a
+  // device policy) as open(2) gives them, ENOTTY where another file stands there.
+  static zp::Result<zp::UniqueFd> OpenDevice();
+
   Userfaultfd() = default;
   // Takes over a descriptor received from a client or in a FORK message; sets O_NONBLOCK and CLOEXEC on it,
   // whatever the sender did (design §6: a blocking one would be dropped by the fd store).

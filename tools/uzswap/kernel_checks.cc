@@ -26,7 +26,6 @@
 namespace uzswap::cli {
 namespace {
 
-constexpr char kDevice[] = "/dev/userfaultfd";
 constexpr char kNewKernel[] =
     "boot a kernel of version 6.8 or newer (Debian 12: linux-image-amd64 from bookworm-backports)";
 #ifndef UFFD_USER_MODE_ONLY
@@ -50,9 +49,8 @@ constexpr FeatureName kFeatureNames[] = {
 // A fresh userfaultfd, from the device if it may be opened, else one that needs no right. Invalid, and errno,
 // if neither is to be had.
 zp::UniqueFd NewUserfaultfd() {
-  const zp::UniqueFd device(open(kDevice, O_RDWR | O_CLOEXEC));
-  if (device.valid()) {
-    zp::UniqueFd fd(ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
+  if (const auto device = Userfaultfd::OpenDevice(); device.ok()) {
+    zp::UniqueFd fd(ioctl(device->get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
     if (fd.valid()) return fd;
   }
   return zp::UniqueFd(
@@ -68,15 +66,15 @@ bool KernelHasDevice() {
 }
 
 Check CheckDevice(bool* openable) {
-  Check check{.name = kDevice};
-  const zp::UniqueFd device(open(kDevice, O_RDWR | O_CLOEXEC));
-  *openable = device.valid();
-  if (device.valid()) {
+  Check check{.name = Userfaultfd::kDevice};
+  const auto device = Userfaultfd::OpenDevice();
+  *openable = device.ok();
+  if (device.ok()) {
     check.detail = "there, and may be opened";
     return check;
   }
   check.status = CheckStatus::kMissing;
-  const int error = errno;
+  const int error = device.error().sys_errno;
   if (error == ENOENT) {
     if (KernelHasDevice()) {
       check.detail = "the kernel has it, but there is no such file here";
@@ -86,6 +84,9 @@ Check CheckDevice(bool* openable) {
       check.detail = "this kernel does not offer it";
       check.fix = fmt::format("{} with CONFIG_USERFAULTFD=y", kNewKernel);
     }
+  } else if (error == ENOTTY) {
+    check.detail = "another file stands in its place";
+    check.fix = "remove it, then: udevadm trigger; in a container: docker run --device /dev/userfaultfd …";
   } else if (error == EPERM) {
     check.detail = "there, but a device policy forbids to open it";
     check.fix =
