@@ -20,7 +20,7 @@ constexpr std::chrono::milliseconds kThreadsEvery{100};
 constexpr size_t kUnsharedRemembered = 8192;
 constexpr int kRegisterRounds = 4;
 constexpr int kHomeTries = 2000;  // × 50 µs and more, for a page whose COPY the kernel refuses
-constexpr std::chrono::milliseconds kGrowthEvery{4};
+constexpr std::chrono::milliseconds kGrowthEvery{1};
 constexpr uint64_t kGrowthBytes = 2 << 20;  // a smaller mapping cannot carry a program far over its limit
 
 // The evictable mapping around `page`, with what touches it and would be one with it but for a protection

@@ -8,14 +8,18 @@
 namespace uzswap {
 namespace {
 
+using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
 constexpr uint64_t kBatchesPerVisit = 16;
 constexpr uint64_t kWatchPermille = 100;  // this near the limit, growth is watched
-constexpr milliseconds kNearPause{4};  // 80 % of the limit and more: a program can allocate 10 MB meanwhile
-constexpr milliseconds kLongestPause{
-    200};  // a program that grows past its limit is pushed back within a second
-constexpr milliseconds kRefusedPause{10};  // over the limit, but nothing can go at the moment
+constexpr microseconds kShortestPause{500};
+constexpr milliseconds kLongestPause{200};  // a program over its limit is pushed back within a second
+constexpr milliseconds kRefusedPause{10};   // over the limit, but nothing can go at the moment
+// How fast a resident set may grow, bytes per microsecond: one that moves, by four threads that fill fresh
+// memory; one that did not move lately, by the allocator of a program that starts to work.
+constexpr uint64_t kMovingGrowth = 2000;
+constexpr uint64_t kQuietGrowth = 500;
 constexpr std::chrono::seconds kReclaimTime{60};
 constexpr uint64_t kNoProgressTries = 200;  // of ReclaimNow: two seconds
 
@@ -43,68 +47,55 @@ void Reclaimer::Poke() {
   wake_.NotifyAll();
 }
 
-Reclaimer::Need Reclaimer::Visit(Client& client, FaultScratch& scratch) {
+Reclaimer::Visited Reclaimer::Visit(Client& client, FaultScratch& scratch) {
   const uint64_t limit = client.limit_bytes().load(std::memory_order_relaxed);
-  if (limit == 0 || !client.has_agent()) return Need::kFar;
+  if (limit == 0 || !client.has_agent()) return {};
+  const uint64_t before = Read(client.stats().resident_bytes);
   const uint64_t target = limit - limit * kSlackPermille / 1000;
   uint64_t resident = client.SampleResident();
   if (resident > limit - limit * kWatchPermille / 1000) client.RegisterGrowth();
-  if (resident <= limit) {
-    return resident > limit / 10 * 8 ? Need::kNear : Need::kFar;
-  }
+  // When it could be a tenth over the limit.
+  const auto look_again = [&] {
+    const uint64_t room = limit + limit / 10 > resident ? limit + limit / 10 - resident : 0;
+    return microseconds(room / (resident != before ? kMovingGrowth : kQuietGrowth));
+  };
+  if (resident <= limit) return {look_again()};
   for (uint64_t batch = 0; batch < kBatchesPerVisit && resident > target; ++batch) {
     auto evicted = client.Evict((resident - target + zp::kPageBytes - 1) / zp::kPageBytes, scratch);
     if (!evicted.ok() || *evicted == 0) {
       client.SetEvictable(false);  // waiting would not help
-      return Need::kNear;
+      return {kRefusedPause};
     }
-    resident = client.SampleResident();
     client.SetEvictable(true);
+    client.RegisterGrowth();  // a mapping that came meanwhile grows unseen, and unthrottled
+    resident = client.SampleResident();
   }
-  return resident > target ? Need::kWork : Need::kNear;
+  return {resident > target ? microseconds(0) : look_again()};
 }
 
 void Reclaimer::Run() {
   (void)pthread_setname_np(pthread_self(), "uzswap-reclaim");
   auto scratch = std::make_unique<FaultScratch>();
-  milliseconds pause = kNearPause;
   uint64_t seen_pokes = 0;
   for (;;) {
-    Need need = Need::kFar;
-    uint64_t resident_before = 0;
-    uint64_t resident_after = 0;
+    microseconds pause = kLongestPause;
     bool limited = false;
-    bool refused = false;
     for (const auto& client : registry_.All()) {
-      const uint64_t limit = client->limit_bytes().load(std::memory_order_relaxed);
-      limited = limited || limit != 0;
-      resident_before += Read(client->stats().resident_bytes);
-      const Need its = Visit(*client, *scratch);
-      need = std::min(need, its);
-      resident_after += Read(client->stats().resident_bytes);
-      if (limit != 0 && its == Need::kNear && Read(client->stats().resident_bytes) > limit) refused = true;
+      limited = limited || client->limit_bytes() != 0;
+      pause = std::min(pause, Visit(*client, *scratch).look_again);
     }
-    const bool moved = resident_before != resident_after;
     zp::MutexLock lock(mu_);
     if (stopping_) return;
-    if (need == Need::kWork) continue;
+    if (pause.count() == 0) continue;
     if (pokes_ != seen_pokes) {
       seen_pokes = pokes_;
-      pause = kNearPause;
       continue;
     }
-    if (!limited) {
-      while (!stopping_ && pokes_ == seen_pokes) wake_.Wait(mu_);
-      continue;
-    }
-    if (refused) {
-      pause = kRefusedPause;
-    } else if (moved) {
-      pause = kNearPause;
+    if (limited) {
+      (void)wake_.WaitFor(mu_, std::max(pause, kShortestPause));
     } else {
-      pause = std::min(pause * 2, kLongestPause);
+      while (!stopping_ && pokes_ == seen_pokes) wake_.Wait(mu_);
     }
-    (void)wake_.WaitFor(mu_, pause);
     if (stopping_) return;
   }
 }

@@ -1,8 +1,9 @@
 // Keeps each client within its resident limit.
 //
 // Idea: a few threads look at every limited client in turn. Over the limit: evict batches until it is
-// kSlackPermille below. Below: look again after a time that grows while nothing changes and shrinks when the
-// resident set moves, so an idle machine is left alone.
+// kSlackPermille below. Below: look again when the client could have grown to a tenth over its limit, sooner
+// where its resident set moves; 200 ms at most. (An idle client of 60 MiB at its limit is looked at 70 times
+// a second, some 0.1 % of a CPU; one of 1 GiB five times.)
 //
 // Threads: Start, Stop, Poke and the requests from any thread. Two reclaimers never evict from one client at
 // once (Client::Evict answers kBusy).
@@ -32,10 +33,12 @@ class Reclaimer {
   static uint64_t ReclaimNow(Client& client, uint64_t bytes, FaultScratch& scratch);
 
  private:
-  enum class Need { kWork, kNear, kFar };
+  struct Visited {
+    std::chrono::microseconds look_again = std::chrono::microseconds::max();  // 0: more to do now
+  };
 
   void Run();
-  Need Visit(Client& client, FaultScratch& scratch);
+  Visited Visit(Client& client, FaultScratch& scratch);
 
   ClientRegistry& registry_;
   std::vector<std::thread> threads_;
