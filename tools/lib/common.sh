@@ -43,6 +43,8 @@ default-jdk-headless javac
 zstd                 zstd
 util-linux           setarch
 procps               ps
+libevent-2.1-7       /usr/lib/*/libevent-2.1.so.7
+libsasl2-2           /usr/lib/*/libsasl2.so.2
 '
 
 say() { printf '%s\n' "$*"; }
@@ -124,6 +126,19 @@ provide_redis() {
   local program
   program=$(command -v redis-check-rdb) || return 1
   mkdir -p "$1" && ln -sfn "$program" "$1/redis-server" && PATH="$1:$PATH" && export PATH
+}
+
+# Puts memcached on the PATH in directory $1 where the machine has none: its package, unpacked and not installed, since installing it
+# starts a service for everybody. Its libraries are in packages_check.
+provide_memcached() {
+  PATH="$1:$PATH" command -v memcached >/dev/null || {
+    local unpacked
+    unpacked=$(mktemp -d) && mkdir -p "$1" || return 1
+    (cd "$unpacked" && apt-get -q download memcached && dpkg -x memcached_*.deb . && cp usr/bin/memcached "$1/") >"$unpacked/log" 2>&1 ||
+      warn "memcached could not be had (its test is skipped): $(tail -n 1 "$unpacked/log")"
+    rm -rf "$unpacked"
+  }
+  PATH="$1:$PATH" && export PATH
 }
 
 # meson setup where the build directory is not set up yet, or was set up with other options (the options are kept beside it).
