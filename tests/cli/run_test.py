@@ -376,7 +376,7 @@ def background_process(context):
 def report(context):
     """--report: figures of what happened; of descendants, too; and the word when nothing attached."""
     runs = Runs(context)
-    hungry = "import os; a = [os.urandom(1024) + bytes(3072) for _ in range(30000)]; print(sum(len(x) for x in a), sum(x[5] for x in a))"
+    hungry = "import os, time; a = [os.urandom(1024) + bytes(3072) for _ in range(30000)]; time.sleep(1.5); print(sum(len(x) for x in a), sum(x[5] for x in a))"
     for way in ("system, report", "embedded, report"):
         program = runs.run(way, sys.executable, "-c", hungry)
         words = program.stderr()

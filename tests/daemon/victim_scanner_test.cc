@@ -90,6 +90,9 @@ TEST(RegionHeat, CountsPerRegionAndSaturates) {
 class Scanning : public ::testing::Test {
  protected:
   void SetUp() override {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    GTEST_SKIP() << "the sanitizer's shadow is more memory than these tests can look through";
+#endif
     auto memory = ProcessMemory::Open(getpid());
     if (!memory.ok()) GTEST_SKIP() << memory.error().op;
     memory_ = std::move(*memory);
