@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <thread>
@@ -131,11 +132,40 @@ void AgentChannel::ReleaseGate() {
 
 void AgentChannel::SeizeGate() { ring()->header.gate.store(wire::kGateReader, std::memory_order_release); }
 
+namespace {
+
+// Shared memory is copied by words, each of which is read and written whole: it has no owner that a lock
+// could name.
+void CopyOut(const uint8_t* shared, void* to, size_t bytes) {
+  static_assert(std::atomic_ref<uint64_t>::is_always_lock_free);
+  auto* from = reinterpret_cast<uint64_t*>(const_cast<uint8_t*>(shared));
+  for (size_t i = 0; i < bytes / sizeof(uint64_t); ++i) {
+    const uint64_t word = std::atomic_ref(from[i]).load(std::memory_order_relaxed);
+    memcpy(static_cast<std::byte*>(to) + i * sizeof(word), &word, sizeof(word));
+  }
+}
+
+}  // namespace
+
+void AgentChannel::CopyPage(uint32_t slot, std::byte* to) const {
+  CopyOut(ring()->data[slot], to, wire::kRingPageBytes);
+}
+
+void AgentChannel::SetPage(uint32_t slot, const std::byte* from) {
+  auto* to = reinterpret_cast<uint64_t*>(ring()->data[slot]);
+  for (size_t i = 0; i < wire::kRingPageBytes / sizeof(uint64_t); ++i) {
+    uint64_t word = 0;
+    memcpy(&word, from + i * sizeof(word), sizeof(word));
+    std::atomic_ref(to[i]).store(word, std::memory_order_relaxed);
+  }
+}
+
 std::optional<std::vector<wire::ThreadRecord>> AgentChannel::Threads() const {
   const uint32_t count = ring()->header.thread_count;
   if (count == 0 || count > wire::kMaxThreadRecords) return std::nullopt;
   std::vector<wire::ThreadRecord> threads(count);
-  memcpy(threads.data(), ring()->data, count * sizeof(wire::ThreadRecord));
+  static_assert(sizeof(wire::ThreadRecord) % sizeof(uint64_t) == 0);
+  CopyOut(ring()->data[0], threads.data(), count * sizeof(wire::ThreadRecord));
   return threads;
 }
 

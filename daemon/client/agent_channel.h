@@ -4,7 +4,7 @@
 // What the agent may corrupt is read as a hint only (daemon/wire/ring.h).
 //
 // Threads: Post, Await and Revoke belong to whoever holds the client's eviction lock. The gate belongs to the
-// holder of the client's reader lock. result() and data() may be read by any thread.
+// holder of the client's reader lock. result() and CopyPage() are for any thread.
 // Failure: an agent that does not answer is an outcome; the client then is served, but not evicted from.
 #pragma once
 
@@ -52,8 +52,10 @@ class AgentChannel {
   void PublishEventSeq(uint64_t seq) { ring()->header.event_seq.store(seq, std::memory_order_release); }
 
   uint32_t result(uint32_t slot) const { return ring()->result[slot].load(std::memory_order_acquire); }
-  const uint8_t* data(uint32_t slot) const { return ring()->data[slot]; }
-  uint8_t* mutable_data(uint32_t slot) { return ring()->data[slot]; }
+  // The slot's page, as a copy that can't change. The agent, or another of our threads that settles what the
+  // agent left, may write it at the same time.
+  void CopyPage(uint32_t slot, std::byte* to) const;
+  void SetPage(uint32_t slot, const std::byte* from);
   void SetCopied(uint32_t slot) { ring()->result[slot].store(wire::kCopied, std::memory_order_release); }
   // Records of a finished kOpThreads, copied out; nothing if the agent could not list the threads.
   std::optional<std::vector<wire::ThreadRecord>> Threads() const;

@@ -100,7 +100,10 @@ void Client::OverruleAgent() {
     for (uint64_t at = region.start; at < region.end; at += zp::kPageBytes) {
       const auto n = static_cast<uint32_t>((at - staging.start) / zp::kPageBytes);
       if (channel_->result(n) == wire::kCopied) continue;
-      if (memory_.Read(at, channel_->mutable_data(n), zp::kPageBytes)) channel_->SetCopied(n);
+      std::array<std::byte, zp::kPageBytes> page;
+      if (!memory_.Read(at, page.data(), page.size())) continue;
+      channel_->SetPage(n, page.data());
+      channel_->SetCopied(n);
     }
   }
 }
@@ -251,7 +254,7 @@ void Client::SettleBatch() {
       (void)index_.CompareExchange(page, staging, Slot::Empty());
       continue;
     }
-    memcpy(scratch->run.data(), channel_->data(n), zp::kPageBytes);
+    channel_->CopyPage(n, scratch->run.data());
     const zp::PageView content(scratch->run.data(), zp::kPageBytes);
     auto stored = services_.store.Store(content, {record_->id, page}, zp::NodeId(0), scratch->codec);
     if (!stored.ok()) {

@@ -276,7 +276,10 @@ uint32_t Client::SettledResult(uint32_t n) {
   const uint32_t result = channel_->result(n);
   if (result != wire::kMoved) return result;
   const uint64_t staged = ranges_.staging.start + uint64_t{n} * zp::kPageBytes;
-  return memory_.Read(staged, channel_->mutable_data(n), zp::kPageBytes) ? uint32_t{wire::kCopied} : result;
+  std::array<std::byte, zp::kPageBytes> page;
+  if (!memory_.Read(staged, page.data(), page.size())) return result;
+  channel_->SetPage(n, page.data());
+  return wire::kCopied;
 }
 
 // A page that left the application and cannot be had from staging: lost, which is told (SIGBUS), never zero.
@@ -297,7 +300,7 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
   }
   if (result == wire::kCopied) {
     // The client can write the ring: encode a copy that cannot change.
-    memcpy(scratch.run.data(), channel_->data(n), zp::kPageBytes);
+    channel_->CopyPage(n, scratch.run.data());
     const zp::PageView content(scratch.run.data(), zp::kPageBytes);
     auto stored = services_.store.Store(content, {record_->id, PageIndex::FromAddress(address)},
                                         zp::NodeId(0), scratch.codec);

@@ -195,7 +195,7 @@ ResolveOutcome Client::FillFromStaging(PageIndex page, Slot slot, FaultScratch& 
   const uint32_t n = slot.busy_payload();
   // Not moved yet, or not copied yet: a matter of microseconds, or of the batch's end.
   if (n >= wire::kRingSlots || channel_->result(n) != wire::kCopied) return ResolveOutcome::kRequeue;
-  memcpy(scratch.run.data(), channel_->data(n), zp::kPageBytes);
+  channel_->CopyPage(n, scratch.run.data());
   return GiveStaged(page, slot, scratch);
 }
 

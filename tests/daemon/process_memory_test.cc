@@ -71,7 +71,8 @@ TEST_F(OwnMemory, TellsWhatMayBeEvicted) {
     EXPECT_FALSE(EntryOf(other->start()).private_anonymous);
   }
   // Not a variable's address: ASan keeps those elsewhere.
-  EXPECT_FALSE(EntryOf(reinterpret_cast<uint64_t>(__builtin_frame_address(0))).private_rw_anonymous && getpid() == gettid());
+  EXPECT_FALSE(EntryOf(reinterpret_cast<uint64_t>(__builtin_frame_address(0))).private_rw_anonymous &&
+               getpid() == gettid());
 }
 
 TEST_F(OwnMemory, NamedAnonymousMappingIsPlain) {

@@ -357,6 +357,7 @@ class Context:
         self.long, self.native_only, self.seed = options.long, options.native_only, options.seed
         build = pathlib.Path(options.build)
         self.build = build
+        self.is_sanitized = os.environ.get("UZSWAP_TEST_BUILD") in ("asan", "tsan")
         self.uzswap = os.environ.get("UZSWAP", str(build / "tools/uzswap/uzswap"))
         self.uzswapd = os.environ.get("UZSWAPD", str(build / "daemon/uzswapd"))
         self.agent = os.environ.get("UZSWAP_AGENT", str(build / "tools/agent/libuzswap-agent.so"))
