@@ -72,7 +72,8 @@ Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch)
     {
       zp::ReaderLock lock(meta_mu_);
       index_.ForEach(from, PageIndex(zp::kPageIndexLimit), [&](PageIndex page, Slot slot) {
-        if (slot.is_stored() && pages.size() < kBite) pages.push_back(page);
+        if (slot.is_stored()) pages.push_back(page);
+        return pages.size() < kBite;
       });
     }
     if (pages.empty()) {

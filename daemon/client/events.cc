@@ -161,7 +161,10 @@ void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped
   for (const Arrival& arrival : arrivals_) {
     for (const AddressRange& part : gone.Intersect(arrival.range.start, arrival.range.end)) {
       bool holds = false;
-      index_.ForEach(PageAt(part.start), PageEnd(part.end), [&](PageIndex, Slot) { holds = true; });
+      index_.ForEach(PageAt(part.start), PageEnd(part.end), [&](PageIndex, Slot) {
+        holds = true;
+        return false;  // one is enough
+      });
       if (holds && has_memory_ && memory_.IsUserfaultRegistered(part.start))
         gone.Remove(part.start, part.end);
     }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "libzpool/base/mutex.h"
@@ -84,17 +85,24 @@ class OffsetIndex {
   // this index's client.
   Result<OffsetIndex> Clone();
 
-  // fn(PageIndex, Slot) for each slot of [begin, end) that is not empty, in order. Each leaf is one
-  // consistent look; fn is called without locks and may change the index.
+  // fn(PageIndex, Slot) for each slot of [begin, end) that is not empty, in order. fn returns nothing, or a
+  // bool: false ends the walk. Each leaf is one consistent look; fn is called without locks and may change
+  // the index.
   template <typename Fn>
   void ForEach(PageIndex begin, PageIndex end, Fn&& fn) const {
+    using Answer = std::invoke_result_t<Fn&, PageIndex, Slot>;
+    static_assert(std::is_void_v<Answer> || std::is_same_v<Answer, bool>);
     Leaf leaf;
     for (uint64_t at = begin.value(); at < end.value() && NextLeaf(at, end.value(), &leaf);
          at = leaf.base + kIndexFanout) {
       for (unsigned i = 0; i < kIndexFanout; ++i) {
         const uint64_t page = leaf.base + i;
         if (page < begin.value() || page >= end.value() || leaf.slots[i].is_empty()) continue;
-        fn(PageIndex(page), leaf.slots[i]);
+        if constexpr (std::is_void_v<Answer>) {
+          fn(PageIndex(page), leaf.slots[i]);
+        } else if (!fn(PageIndex(page), leaf.slots[i])) {
+          return;
+        }
       }
     }
   }

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <vector>
@@ -132,6 +133,22 @@ TEST(OffsetIndex, DroppingASharedRangeGivesTheCallerNothing) {
   parent.ForEach(PageIndex(0), PageIndex(256),
                  [&](PageIndex, Slot slot) { seen += slot.is_handle() ? 1 : 0; });
   EXPECT_EQ(seen, 256u);
+}
+
+TEST(OffsetIndex, ForEachEndsWhenItIsTold) {
+  Fixture f;
+  OffsetIndex index = f.NewIndex();
+  for (uint64_t p = 0; p < 200; ++p) {
+    ASSERT_EQ(index.CompareExchange(PageIndex(p * 3), Slot::Empty(), Slot::Standby(1)), Exchange::kDone);
+  }
+  for (const uint64_t wanted : {uint64_t{1}, uint64_t{22}, uint64_t{23}, uint64_t{200}, uint64_t{201}}) {
+    uint64_t seen = 0;
+    index.ForEach(PageIndex(0), PageIndex(kPageIndexLimit), [&](PageIndex page, Slot) {
+      EXPECT_EQ(page.value(), seen * 3);
+      return ++seen < wanted;
+    });
+    EXPECT_EQ(seen, std::min<uint64_t>(wanted, 200));
+  }
 }
 
 TEST(OffsetIndex, RekeyMovesSlotsAndOwners) {

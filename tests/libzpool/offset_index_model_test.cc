@@ -1,6 +1,7 @@
 // OffsetIndex against std::map: several clones, random operations, every difference printed with its seed.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -70,6 +71,11 @@ class World {
       });
       ASSERT_EQ(expected, client.model.end());
       ASSERT_EQ(client.index.stored(), client.model.size());
+      const uint64_t wanted = 1 + random_() % 300;
+      uint64_t seen = 0;
+      client.index.ForEach(PageIndex(0), PageIndex(kPageIndexLimit),
+                           [&](PageIndex, Slot) { return ++seen < wanted; });
+      ASSERT_EQ(seen, std::min<uint64_t>(wanted, client.model.size()));
       objects += client.model.size();
     }
     EXPECT_LE(store_->stats().stored_pages, objects);
