@@ -154,6 +154,8 @@ class Client {
 
  private:
   enum BusyKind : uint8_t { kFilling = 1, kStaging = 2 };
+  // The payload of kStaging is the batch's slot; kFilling has none.
+  static_assert(wire::kRingSlots - 1 <= zp::Slot::kMaxBusyPayload && kStaging <= zp::Slot::kMaxBusyKind);
 
   Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
          zp::OffsetIndex index);

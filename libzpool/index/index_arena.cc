@@ -6,10 +6,11 @@
 namespace zp {
 namespace {
 
-constexpr uint32_t kIndexLayoutVersion = 1;
-// 512 nodes are 256 KiB, and exactly a page of words about them.
+// 2: words of 32 bits. (1: of 64 bits.)
+constexpr uint32_t kIndexLayoutVersion = 2;
+// 512 nodes are 128 KiB, and exactly a page of words about them.
 constexpr uint32_t kGrowNodes = 512;
-static_assert(kGrowNodes * sizeof(uint64_t) == kPageBytes);
+static_assert(kGrowNodes * sizeof(uint64_t) == kPageBytes && kGrowNodes * kIndexNodeBytes % kPageBytes == 0);
 
 uint64_t NodesOffset(uint64_t nodes) { return kPageBytes + nodes * sizeof(uint64_t); }
 
@@ -18,7 +19,7 @@ uint64_t NodesOffset(uint64_t nodes) { return kPageBytes + nodes * sizeof(uint64
 Result<std::unique_ptr<IndexArena>> IndexArena::Create(uint32_t max_nodes) {
   const uint64_t wanted = uint64_t{max_nodes} + kReservedNodes + 1;
   const uint64_t nodes = (wanted + kGrowNodes - 1) / kGrowNodes * kGrowNodes;
-  if (nodes >= uint64_t{1} << 32) return Error{Errc::kInvalid, 0, "nodes of the index"};
+  if (nodes > uint64_t{1} << kIndexNodeBits) return Error{Errc::kInvalid, 0, "nodes of the index"};
   MemoryFile file = ZP_TRY(MemoryFile::Create("uzswap-index", FileKind::kIndexNodes, kIndexLayoutVersion,
                                               NodesOffset(nodes) + nodes * kIndexNodeBytes));
   file.header().params[0] = nodes;
@@ -36,7 +37,7 @@ Result<std::unique_ptr<IndexArena>> IndexArena::Create(uint32_t max_nodes) {
 IndexArena::IndexArena(MemoryFile file, uint32_t max_nodes)
     : file_(std::move(file)),
       meta_(reinterpret_cast<std::atomic<uint64_t>*>(file_.data() + kPageBytes)),
-      nodes_(reinterpret_cast<std::atomic<uint64_t>*>(file_.data() + NodesOffset(file_.header().params[0]))),
+      nodes_(reinterpret_cast<std::atomic<uint32_t>*>(file_.data() + NodesOffset(file_.header().params[0]))),
       max_nodes_(max_nodes) {
   MutexLock lock(mu_);
   reserve_.reserve(kReservedNodes);

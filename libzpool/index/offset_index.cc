@@ -51,7 +51,7 @@ Slot OffsetIndex::Get(PageIndex page) const {
   for (;;) {
     const uint64_t sequence = state_->sequence.load(std::memory_order_acquire);
     uint32_t node = state_->root.load(std::memory_order_acquire);
-    uint64_t word = 0;
+    uint32_t word = 0;
     bool sane = true;
     for (unsigned level = kLevels; level-- > 0;) {
       sane = arena_->InBounds(node);
@@ -73,16 +73,16 @@ Status OffsetIndex::Ensure(PageIndex page) {
 }
 
 OffsetIndex::Exchange OffsetIndex::CompareExchange(PageIndex page, Slot expected, Slot desired) {
-  std::atomic<uint64_t>* leaf = PrivateLeafFast(page.value());
+  std::atomic<uint32_t>* leaf = PrivateLeafFast(page.value());
   if (leaf == nullptr) {
     if (Get(page) != expected) return Exchange::kChanged;
-    const Result<std::atomic<uint64_t>*> made = PrivateLeaf(page.value(), Memory::kMayFail);
+    const Result<std::atomic<uint32_t>*> made = PrivateLeaf(page.value(), Memory::kMayFail);
     if (!made.ok()) return Exchange::kNoMemory;
     leaf = *made;
   }
   // Private once means private until the next Clone, and that needs the caller out: the leaf is ours to
   // write.
-  uint64_t word = expected.raw();
+  uint32_t word = expected.raw();
   if (!leaf[IndexAt(page.value(), 0)].compare_exchange_strong(word, desired.raw(), std::memory_order_acq_rel,
                                                               std::memory_order_acquire)) {
     return Exchange::kChanged;
@@ -120,10 +120,10 @@ Status OffsetIndex::Rekey(PageIndex from, PageIndex to, PageCount n) {
       if (page < from || page.value() >= source_end || slot.is_empty()) continue;
       const PageIndex target = to + (page - from);
       // The counts do not change, so this goes past CompareExchange.
-      std::atomic<uint64_t>* const target_leaf = PrivateLeafFast(target.value());
-      std::atomic<uint64_t>* const source_leaf = PrivateLeafFast(page.value());
+      std::atomic<uint32_t>* const target_leaf = PrivateLeafFast(target.value());
+      std::atomic<uint32_t>* const source_leaf = PrivateLeafFast(page.value());
       ZP_CHECK(target_leaf != nullptr && source_leaf != nullptr, "a path made for rekey is gone");
-      uint64_t empty = 0;
+      uint32_t empty = 0;
       ZP_CHECK(target_leaf[IndexAt(target.value(), 0)].compare_exchange_strong(empty, slot.raw(),
                                                                                std::memory_order_acq_rel),
                "rekey onto a page that is there");
@@ -175,7 +175,7 @@ void OffsetIndex::Count(Slot slot, int64_t delta) {
   if (kind != 0) state_->counts[kind].fetch_add(static_cast<uint64_t>(delta), std::memory_order_relaxed);
 }
 
-std::atomic<uint64_t>* OffsetIndex::PrivateLeafFast(uint64_t page) const {
+std::atomic<uint32_t>* OffsetIndex::PrivateLeafFast(uint64_t page) const {
   ZP_CHECK(page < kPageIndexLimit, "page beyond the address space");
   const bool maybe_shared = state_->maybe_shared.load(std::memory_order_acquire);
   const uint64_t sequence = state_->sequence.load(std::memory_order_acquire);
@@ -185,7 +185,7 @@ std::atomic<uint64_t>* OffsetIndex::PrivateLeafFast(uint64_t page) const {
     if (!arena_->InBounds(node)) return nullptr;
     if (maybe_shared && arena_->refs(node) != 1) return nullptr;
     if (level == 0) break;
-    const uint64_t word = arena_->words(node)[IndexAt(page, level)].load(std::memory_order_acquire);
+    const uint32_t word = arena_->words(node)[IndexAt(page, level)].load(std::memory_order_acquire);
     if (word == 0) return nullptr;
     node = ChildOf(word);
   }
@@ -195,7 +195,7 @@ std::atomic<uint64_t>* OffsetIndex::PrivateLeafFast(uint64_t page) const {
   return arena_->words(node);
 }
 
-Result<std::atomic<uint64_t>*> OffsetIndex::PrivateLeaf(uint64_t page, Memory memory) {
+Result<std::atomic<uint32_t>*> OffsetIndex::PrivateLeaf(uint64_t page, Memory memory) {
   Retired retired;
   Result<uint32_t> leaf = Error{};
   {
@@ -215,7 +215,7 @@ Result<std::atomic<uint64_t>*> OffsetIndex::PrivateLeaf(uint64_t page, Memory me
 }
 
 Result<uint32_t> OffsetIndex::MakePrivate(uint64_t page, Memory memory, Retired* retired) {
-  std::atomic<uint64_t>* parent = nullptr;  // the word that names `node`; null for the root
+  std::atomic<uint32_t>* parent = nullptr;  // the word that names `node`; null for the root
   uint32_t node = state_->root.load(std::memory_order_acquire);
   for (unsigned level = kLevels; level-- > 0;) {
     uint32_t ours = node;
@@ -242,10 +242,10 @@ Result<uint32_t> OffsetIndex::MakePrivate(uint64_t page, Memory memory, Retired*
 
 Result<uint32_t> OffsetIndex::CopyNode(uint32_t node, unsigned level, Memory memory) {
   const uint32_t copy = ZP_TRY(AllocateNode(memory));
-  std::atomic<uint64_t>* const from = arena_->words(node);
-  std::atomic<uint64_t>* const to = arena_->words(copy);
+  std::atomic<uint32_t>* const from = arena_->words(node);
+  std::atomic<uint32_t>* const to = arena_->words(copy);
   for (unsigned i = 0; i < kIndexFanout; ++i) {
-    const uint64_t word = from[i].load(std::memory_order_acquire);
+    const uint32_t word = from[i].load(std::memory_order_acquire);
     if (word == 0) continue;
     if (level > 0) {
       arena_->AddRef(ChildOf(word));
@@ -289,7 +289,7 @@ bool OffsetIndex::NextLeaf(uint64_t from, uint64_t end, Leaf* leaf) const {
         }
         break;
       }
-      const uint64_t word = arena_->words(node)[IndexAt(page, level)].load(std::memory_order_acquire);
+      const uint32_t word = arena_->words(node)[IndexAt(page, level)].load(std::memory_order_acquire);
       if (word == 0) {
         const uint64_t absent = PagesBelow(level - 1);
         next = (page / absent + 1) * absent;
@@ -307,9 +307,9 @@ bool OffsetIndex::NextLeaf(uint64_t from, uint64_t end, Leaf* leaf) const {
 
 void OffsetIndex::DropSubtree(uint32_t node, unsigned level, const Sink& sink) {
   if (!arena_->DropRef(node)) return;
-  std::atomic<uint64_t>* const words = arena_->words(node);
+  std::atomic<uint32_t>* const words = arena_->words(node);
   for (unsigned i = 0; i < kIndexFanout; ++i) {
-    const uint64_t word = words[i].load(std::memory_order_acquire);
+    const uint32_t word = words[i].load(std::memory_order_acquire);
     if (word == 0) continue;
     if (level > 0) {
       DropSubtree(ChildOf(word), level - 1, sink);
@@ -321,9 +321,9 @@ void OffsetIndex::DropSubtree(uint32_t node, unsigned level, const Sink& sink) {
 }
 
 void OffsetIndex::CountSubtree(uint32_t node, unsigned level, int64_t delta) {
-  std::atomic<uint64_t>* const words = arena_->words(node);
+  std::atomic<uint32_t>* const words = arena_->words(node);
   for (unsigned i = 0; i < kIndexFanout; ++i) {
-    const uint64_t word = words[i].load(std::memory_order_acquire);
+    const uint32_t word = words[i].load(std::memory_order_acquire);
     if (word == 0) continue;
     if (level > 0) {
       CountSubtree(ChildOf(word), level - 1, delta);
@@ -347,12 +347,12 @@ uint32_t OffsetIndex::DropWithin(uint32_t node, unsigned level, uint64_t base, u
     ours = CopyNode(node, level, Memory::kReserved).value();
     DropSubtree(node, level, sink);
   }
-  std::atomic<uint64_t>* const words = arena_->words(ours);
+  std::atomic<uint32_t>* const words = arena_->words(ours);
   const uint64_t step = pages / kIndexFanout;
   const uint64_t first = begin <= base ? 0 : (begin - base) / step;
   const uint64_t last = std::min<uint64_t>((end - 1 - base) / step, kIndexFanout - 1);
   for (uint64_t i = first; i <= last; ++i) {
-    const uint64_t word = words[i].load(std::memory_order_acquire);
+    const uint32_t word = words[i].load(std::memory_order_acquire);
     if (word == 0) continue;
     if (level == 0) {
       const Slot slot = Slot::FromRaw(word);

@@ -1,4 +1,4 @@
-// What the index knows about a page: one tagged word.
+// What the index knows about a page: one tagged word of 32 bits.
 #pragma once
 
 #include <cstdint>
@@ -11,43 +11,64 @@ namespace zp {
 
 // Layout, low bits last:
 //
-//    63                                                    3 2   0
-//   +-------------------------------------------------------+-----+
-//   | 0                                                     | 000 |  empty: nothing of ours
-//   | pattern, 61 bits, sign-extended to 64                 | 001 |  same-filled
-//   | 0 (29)                    | handle (32)               | 010 |  an object in the pool
-//   | 0 (29)                    | number (32)               | 011 |  standby: a raw copy, held elsewhere
-//   | 0 (21)        | kind (8)  | payload (32)              | 100 |  busy: transient, opaque here
-//   +-------------------------------------------------------+-----+
+//    31                              3 2   0
+//   +---------------------------------+-----+
+//   | 0                               | 000 |  empty: nothing of ours
+//   | pattern, 29 bits, sign-extended | 001 |  same-filled: a narrow pattern
+//   | handle (29)                     | 010 |  an object in the pool
+//   | number (29)                     | 011 |  standby: a raw copy, held elsewhere
+//   | kind (5)  | payload (24)        | 100 |  busy: transient, opaque here
+//   | 0 (13)    | unit (16)           | 101 |  same-filled: a unit of two bytes, four times
+//   +---------------------------------+-----+
 //
-// Standby and busy belong to the owner of the index. Tag 7 marks a child in inner nodes and is never a slot.
+// Standby and busy belong to the owner of the index. Tag 7 marks a child in inner nodes and is never a slot;
+// 6 is free. A page has one word only: the second form of same-filled is used where the first cannot be.
+// Cost: a slot per page is most of what the index costs, hence 32 bits; what they can't name is refused where
+//   it is made (handles, see Handle::kMax) or kept in another way (patterns, see SameFilled).
 // A value; copying it moves no ownership: who owns the reference that a handle slot stands for is said where
 // slots are passed.
 class Slot {
  public:
+  static constexpr unsigned kTagBits = 3;
+  static constexpr unsigned kNumberBits = 32 - kTagBits;
+  static constexpr unsigned kBusyPayloadBits = 24;
+  static constexpr unsigned kBusyKindBits = kNumberBits - kBusyPayloadBits;
+  // The largest of each; beyond them is a ZP_CHECK.
+  static constexpr uint32_t kMaxStandby = (uint32_t{1} << kNumberBits) - 1;
+  static constexpr uint32_t kMaxBusyPayload = (uint32_t{1} << kBusyPayloadBits) - 1;
+  static constexpr uint8_t kMaxBusyKind = (1u << kBusyKindBits) - 1;
+  static_assert(Handle::kBits == kNumberBits);
+
   constexpr Slot() = default;
 
   static constexpr Slot Empty() { return Slot(); }
-  // Nothing if the pattern needs more than 61 bits as a signed number; such a page is stored by the codec (it
-  // shrinks to 30 bytes).
+  // Nothing if the pattern neither fits 29 bits as a signed number nor repeats its low 16 bits (as a byte
+  // eight times does); such a page is stored by the codec (it shrinks to 30 bytes).
   static constexpr std::optional<Slot> SameFilled(uint64_t pattern) {
-    const uint64_t raw = (pattern << kTagBits) | kSameFilled;
-    const Slot slot(raw);
-    if (slot.pattern() != pattern) return std::nullopt;
-    return slot;
+    const uint32_t low = static_cast<uint32_t>(pattern);
+    const Slot narrow((low << kTagBits) | kSameFilled);
+    if (narrow.pattern() == pattern) return narrow;
+    const Slot repeated(((low & 0xffff) << kTagBits) | kRepeated);
+    if (repeated.pattern() == pattern) return repeated;
+    return std::nullopt;
   }
   static constexpr Slot FromHandle(Handle handle) {
-    return Slot((uint64_t{handle.value()} << kTagBits) | kHandle);
+    ZP_CHECK(handle.value() <= Handle::kMax, "a handle that a slot cannot hold");
+    return Slot((handle.value() << kTagBits) | kHandle);
   }
-  static constexpr Slot Standby(uint32_t n) { return Slot((uint64_t{n} << kTagBits) | kStandby); }
+  static constexpr Slot Standby(uint32_t n) {
+    ZP_CHECK(n <= kMaxStandby, "a standby number that a slot cannot hold");
+    return Slot((n << kTagBits) | kStandby);
+  }
   static constexpr Slot Busy(uint8_t kind, uint32_t payload) {
-    return Slot((uint64_t{kind} << (kTagBits + 32)) | (uint64_t{payload} << kTagBits) | kBusy);
+    ZP_CHECK(kind <= kMaxBusyKind && payload <= kMaxBusyPayload, "a busy state that a slot cannot hold");
+    return Slot((uint32_t{kind} << (kTagBits + kBusyPayloadBits)) | (payload << kTagBits) | kBusy);
   }
   // From raw(); for memory that is our own. Validate what was recovered with is_valid().
-  static constexpr Slot FromRaw(uint64_t raw) { return Slot(raw); }
+  static constexpr Slot FromRaw(uint32_t raw) { return Slot(raw); }
 
   constexpr bool is_empty() const { return raw_ == 0; }
-  constexpr bool is_same_filled() const { return tag() == kSameFilled; }
+  constexpr bool is_same_filled() const { return tag() == kSameFilled || tag() == kRepeated; }
   constexpr bool is_handle() const { return tag() == kHandle; }
   constexpr bool is_standby() const { return tag() == kStandby; }
   constexpr bool is_busy() const { return tag() == kBusy; }
@@ -59,36 +80,40 @@ class Slot {
       case kEmpty:
         return raw_ == 0;
       case kSameFilled:
-        return true;
+      case kRepeated:
+        return SameFilled(pattern()) == *this;
       case kHandle:
       case kStandby:
-        return raw_ >> (kTagBits + 32) == 0;
       case kBusy:
-        return raw_ >> (kTagBits + 40) == 0;
+        return true;
       default:
         return false;
     }
   }
 
   // Each needs the matching predicate.
-  constexpr uint64_t pattern() const { return static_cast<uint64_t>(static_cast<int64_t>(raw_) >> kTagBits); }
-  constexpr Handle handle() const { return Handle(static_cast<uint32_t>(raw_ >> kTagBits)); }
-  constexpr uint32_t standby() const { return static_cast<uint32_t>(raw_ >> kTagBits); }
-  constexpr uint8_t busy_kind() const { return static_cast<uint8_t>(raw_ >> (kTagBits + 32)); }
-  constexpr uint32_t busy_payload() const { return static_cast<uint32_t>(raw_ >> kTagBits); }
+  constexpr uint64_t pattern() const {
+    if (tag() == kRepeated) return uint64_t{number()} * 0x0001000100010001;
+    return static_cast<uint64_t>(int64_t{static_cast<int32_t>(raw_) >> kTagBits});
+  }
+  constexpr Handle handle() const { return Handle(number()); }
+  constexpr uint32_t standby() const { return number(); }
+  constexpr uint8_t busy_kind() const { return static_cast<uint8_t>(number() >> kBusyPayloadBits); }
+  constexpr uint32_t busy_payload() const { return number() & kMaxBusyPayload; }
 
-  constexpr uint64_t raw() const { return raw_; }
+  constexpr uint32_t raw() const { return raw_; }
   friend constexpr bool operator==(Slot, Slot) = default;
 
  private:
-  static constexpr unsigned kTagBits = 3;
-  enum Tag : uint64_t { kEmpty = 0, kSameFilled = 1, kHandle = 2, kStandby = 3, kBusy = 4 };
+  enum Tag : uint32_t { kEmpty = 0, kSameFilled = 1, kHandle = 2, kStandby = 3, kBusy = 4, kRepeated = 5 };
 
-  explicit constexpr Slot(uint64_t raw) : raw_(raw) {}
-  constexpr uint64_t tag() const { return raw_ & ((1 << kTagBits) - 1); }
+  explicit constexpr Slot(uint32_t raw) : raw_(raw) {}
+  constexpr uint32_t tag() const { return raw_ & ((1 << kTagBits) - 1); }
+  // What stands beside the tag.
+  constexpr uint32_t number() const { return raw_ >> kTagBits; }
 
-  uint64_t raw_ = 0;
+  uint32_t raw_ = 0;
 };
-static_assert(sizeof(Slot) == sizeof(uint64_t));
+static_assert(sizeof(Slot) == sizeof(uint32_t));
 
 }  // namespace zp

@@ -31,14 +31,12 @@ uint32_t NextOf(uint64_t word) {
 
 Result<std::unique_ptr<HandleTable>> HandleTable::Create(uint64_t max_entries) {
   // Entry 0 is no handle. Whole growth steps, so that populating stays in the array.
-  const uint64_t limit = (uint64_t{1} << 32) - kGrowEntries;
-  const uint64_t entries =
-      std::min((max_entries + 1 + kGrowEntries - 1) / kGrowEntries * kGrowEntries, limit);
+  const uint64_t wanted = std::min<uint64_t>(max_entries, Handle::kMax) + 1;
+  const uint64_t entries = (wanted + kGrowEntries - 1) / kGrowEntries * kGrowEntries;
   MemoryFile file = ZP_TRY(MemoryFile::Create("uzswap-handles", FileKind::kHandles, kHandlesLayoutVersion,
                                               ParallelOffset(entries) + entries * sizeof(uint64_t)));
   file.header().params[0] = entries;
-  const uint32_t max_index = static_cast<uint32_t>(std::min(entries, max_entries + 1));
-  return std::unique_ptr<HandleTable>(new HandleTable(std::move(file), max_index));
+  return std::unique_ptr<HandleTable>(new HandleTable(std::move(file), static_cast<uint32_t>(wanted)));
 }
 
 HandleTable::HandleTable(MemoryFile file, uint32_t max_index)

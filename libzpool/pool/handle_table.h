@@ -40,7 +40,7 @@ static_assert(offsetof(HandleEntry, location) == 0 && offsetof(HandleEntry, owne
 // Failure: a stale handle is met as state free in Lookup, and is a ZP_CHECK in Ref, Unref and Retire.
 class HandleTable {
  public:
-  // At most `max_entries` live at a time, below 2^32 - 1.
+  // At most `max_entries` live at a time, and never more than Handle::kMax.
   static Result<std::unique_ptr<HandleTable>> Create(uint64_t max_entries);
   HandleTable(const HandleTable&) = delete;
   HandleTable& operator=(const HandleTable&) = delete;
@@ -87,6 +87,8 @@ class HandleTable {
   void Recycle(Handle handle);
 
   int fd() const { return file_.fd(); }
+  // How many objects there may be at a time.
+  uint32_t max_entries() const { return max_index_ - 1; }
   // Bytes of memory that the table holds.
   uint64_t metadata_bytes() const;
   // An upper bound of all handles ever made; for scans.
@@ -119,7 +121,7 @@ class HandleTable {
   MemoryFile file_;
   HandleEntry* const entries_;
   std::atomic<uint64_t>* const parallel_;
-  const uint32_t max_index_;
+  const uint32_t max_index_;  // handles are below it
 
   // {times changed : 32, first free handle : 32}; the count keeps a stale compare-and-swap from succeeding.
   std::atomic<uint64_t> free_head_{0};

@@ -18,6 +18,18 @@ using testing::PageBuffer;
 
 constexpr uint64_t kPages = 256;
 
+// One page in four is same-filled, up to the widest pattern that a slot holds; the others are objects.
+void MakeContent(uint64_t page, uint64_t writer, PageBuffer* out) {
+  if (page % 4 != 0) return MakePage(page, writer, 8, out);
+  const uint64_t narrow = (uint64_t{1} << 28) - 1 - page - writer;
+  FillPage(page % 8 == 0 ? narrow : ~narrow, *out);
+}
+
+// Busy states to the last bit of their payload, apart by thread.
+Slot BusyOf(uint64_t thread) {
+  return Slot::Busy(Slot::kMaxBusyKind, Slot::kMaxBusyPayload - static_cast<uint32_t>(thread));
+}
+
 // Content of page p: (p, writer), writer 0 before the clone. Content may change within an index, but an index
 // never shows what another one wrote.
 TEST(OffsetIndexStress, UnsharingUnderReadersShowsNoForeignPage) {
@@ -29,7 +41,7 @@ TEST(OffsetIndexStress, UnsharingUnderReadersShowsNoForeignPage) {
     indexes.push_back(OffsetIndex::Create(*arena, *store).value());
     PageBuffer page;
     for (uint64_t p = 0; p < kPages; ++p) {
-      MakePage(p, 0, 8, &page);
+      MakeContent(p, 0, &page);
       const Slot slot = store->Store(page, {0, PageIndex(p)}, NodeId(0), *scratch).value();
       ASSERT_EQ(indexes[0].CompareExchange(PageIndex(p * 17), Slot::Empty(), slot),
                 OffsetIndex::Exchange::kDone);
@@ -53,25 +65,30 @@ TEST(OffsetIndexStress, UnsharingUnderReadersShowsNoForeignPage) {
           // Taking the slot out makes this thread its only user, as the daemon's protocol does.
           const Slot slot = index.Get(at);
           if (slot.is_busy()) continue;
-          if (index.CompareExchange(at, slot, Slot::Busy(1, static_cast<uint32_t>(t))) !=
-              OffsetIndex::Exchange::kDone)
-            continue;
+          if (index.CompareExchange(at, slot, BusyOf(t)) != OffsetIndex::Exchange::kDone) continue;
           if (store->Load(slot, out, *own) != LoadOutcome::kLoaded) wrong = true;
-          MakePage(p, 0, 8, &expected);
+          MakeContent(p, 0, &expected);
           bool known = expected == out;
-          MakePage(p, writer, 8, &expected);
+          MakeContent(p, writer, &expected);
           known = known || expected == out;
           if (!known) wrong = true;
           Slot next = slot;
           if (random() % 2 == 0) {
-            MakePage(p, writer, 8, &mine);
+            MakeContent(p, writer, &mine);
             next = store->Store(mine, {static_cast<uint32_t>(writer), at}, NodeId(0), *own).value();
             store->Release(slot);
           }
-          if (index.CompareExchange(at, Slot::Busy(1, static_cast<uint32_t>(t)), next) !=
-              OffsetIndex::Exchange::kDone)
-            wrong = true;
-          if (i % 64 == 0) index.ForEach(PageIndex(0), PageIndex(kPages * 17), [](PageIndex, Slot) {});
+          if (index.CompareExchange(at, BusyOf(t), next) != OffsetIndex::Exchange::kDone) wrong = true;
+          if (i % 64 == 0) {
+            // Every page is something at every moment, so the walk meets as many as it asks for.
+            uint64_t seen = 0;
+            const uint64_t wanted = 1 + random() % kPages;
+            index.ForEach(PageIndex(0), PageIndex(kPages * 17), [&](PageIndex met, Slot met_slot) {
+              if (met.value() != seen * 17 || !met_slot.is_valid()) wrong = true;
+              return ++seen < wanted;
+            });
+            if (seen != wanted) wrong = true;
+          }
         }
       });
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "libzpool/index/index_arena.h"
@@ -19,23 +20,82 @@ using testing::PageBuffer;
 
 TEST(Slot, EveryKindSurvivesTheWord) {
   EXPECT_TRUE(Slot().is_empty());
-  EXPECT_EQ(Slot::FromHandle(Handle(0xfffffffe)).handle(), Handle(0xfffffffe));
-  EXPECT_EQ(Slot::Standby(0).standby(), 0u);
-  EXPECT_FALSE(Slot::Standby(0).is_empty());
-  const Slot busy = Slot::Busy(255, 0xffffffff);
-  EXPECT_TRUE(busy.is_busy());
-  EXPECT_EQ(busy.busy_kind(), 255);
-  EXPECT_EQ(busy.busy_payload(), 0xffffffffu);
-  for (const uint64_t pattern :
-       {uint64_t{0}, uint64_t{1}, ~uint64_t{0}, (uint64_t{1} << 60) - 1, ~uint64_t{0} << 60}) {
-    ASSERT_TRUE(Slot::SameFilled(pattern).has_value()) << pattern;
-    EXPECT_EQ(Slot::SameFilled(pattern)->pattern(), pattern);
-    EXPECT_TRUE(Slot::SameFilled(pattern)->is_valid());
+  for (const uint32_t n : {0u, 1u, (1u << 29) - 2, (1u << 29) - 1}) {
+    const Slot handle = Slot::FromHandle(Handle(n));
+    EXPECT_TRUE(handle.is_handle() && handle.is_stored() && handle.is_valid());
+    EXPECT_EQ(handle.handle(), Handle(n));
+    const Slot standby = Slot::Standby(n);
+    EXPECT_TRUE(standby.is_standby() && !standby.is_stored() && standby.is_valid());
+    EXPECT_FALSE(standby.is_empty());
+    EXPECT_EQ(standby.standby(), n);
   }
-  EXPECT_FALSE(Slot::SameFilled(uint64_t{1} << 60).has_value());
-  EXPECT_FALSE(Slot::SameFilled(uint64_t{1} << 63).has_value());
-  EXPECT_FALSE(Slot::FromRaw(7).is_valid());
-  EXPECT_FALSE(Slot::FromRaw(8).is_valid());
+  for (const uint8_t kind : {0, 1, 16, 31}) {
+    for (const uint32_t payload : {0u, 511u, (1u << 24) - 1}) {
+      const Slot busy = Slot::Busy(kind, payload);
+      EXPECT_TRUE(busy.is_busy() && !busy.is_stored() && busy.is_valid());
+      EXPECT_EQ(busy.busy_kind(), kind);
+      EXPECT_EQ(busy.busy_payload(), payload);
+      EXPECT_EQ(Slot::FromRaw(busy.raw()), busy);
+    }
+  }
+}
+
+constexpr uint64_t kWidest = (uint64_t{1} << 28) - 1;  // of a signed number of 29 bits
+constexpr uint64_t kFourTimes = 0x0001000100010001;
+
+void ExpectInline(uint64_t pattern) {
+  const std::optional<Slot> slot = Slot::SameFilled(pattern);
+  ASSERT_TRUE(slot.has_value()) << std::hex << pattern;
+  EXPECT_TRUE(slot->is_same_filled() && slot->is_stored() && slot->is_valid()) << std::hex << pattern;
+  EXPECT_EQ(slot->pattern(), pattern);
+}
+
+TEST(Slot, NarrowPatternsOfBothSignsAreInline) {
+  for (const uint64_t pattern : {uint64_t{0}, uint64_t{1}, uint64_t{1} << 27, kWidest - 1, kWidest}) {
+    ExpectInline(pattern);
+    ExpectInline(~pattern);
+  }
+  for (const uint64_t pattern : {kWidest + 1, uint64_t{1} << 29, uint64_t{1} << 31, uint64_t{1} << 32,
+                                 uint64_t{1} << 60, uint64_t{1} << 63, (uint64_t{1} << 63) - 1}) {
+    EXPECT_FALSE(Slot::SameFilled(pattern).has_value()) << std::hex << pattern;
+    EXPECT_FALSE(Slot::SameFilled(~pattern).has_value()) << std::hex << pattern;
+  }
+}
+
+TEST(Slot, RepeatedUnitsAreInline) {
+  for (uint64_t unit = 0; unit < 1 << 16; ++unit) ExpectInline(unit * kFourTimes);
+  ExpectInline(0x0101010101010101);
+  ExpectInline(0xa5a5a5a5a5a5a5a5);
+  for (const uint64_t pattern : {uint64_t{0x0000000100000001}, uint64_t{0x0001000100010000},
+                                 uint64_t{0x1234123412341235}, uint64_t{0x1235123412341234}}) {
+    EXPECT_FALSE(Slot::SameFilled(pattern).has_value()) << std::hex << pattern;
+  }
+}
+
+TEST(Slot, WhatNoConstructorMakesIsNotValid) {
+  for (uint32_t number = 0; number < 1 << 10; ++number) {
+    EXPECT_FALSE(Slot::FromRaw(number << 3 | 7).is_valid());
+    EXPECT_FALSE(Slot::FromRaw(number << 3 | 6).is_valid());
+    EXPECT_EQ(Slot::FromRaw(number << 3).is_valid(), number == 0);
+  }
+  // The second form of patterns that have a first one, and units wider than 16 bits.
+  EXPECT_TRUE(Slot::FromRaw(1 << 3 | 5).is_valid());
+  EXPECT_FALSE(Slot::FromRaw(0 << 3 | 5).is_valid());
+  EXPECT_FALSE(Slot::FromRaw(0xffff << 3 | 5).is_valid());
+  EXPECT_FALSE(Slot::FromRaw(0x10001 << 3 | 5).is_valid());
+}
+
+TEST(SlotDeathTest, NumbersBeyondTheWordDie) {
+  EXPECT_DEATH(Slot::FromHandle(Handle(1u << 29)), "a slot cannot hold");
+  EXPECT_DEATH(Slot::Standby(1u << 29), "a slot cannot hold");
+  EXPECT_DEATH(Slot::Busy(1, 1u << 24), "a slot cannot hold");
+  EXPECT_DEATH(Slot::Busy(1, ~0u), "a slot cannot hold");
+  EXPECT_DEATH(Slot::Busy(32, 0), "a slot cannot hold");
+}
+
+TEST(IndexArena, MoreNodesThanCanBeNumberedAreRefused) {
+  EXPECT_EQ(IndexArena::Create(uint32_t{1} << 29).error().code, Errc::kInvalid);
+  EXPECT_EQ(IndexArena::Create(~uint32_t{0}).error().code, Errc::kInvalid);
 }
 
 struct Fixture {
@@ -133,6 +193,27 @@ TEST(OffsetIndex, DroppingASharedRangeGivesTheCallerNothing) {
   parent.ForEach(PageIndex(0), PageIndex(256),
                  [&](PageIndex, Slot slot) { seen += slot.is_handle() ? 1 : 0; });
   EXPECT_EQ(seen, 256u);
+}
+
+TEST(OffsetIndex, EdgesOfEveryKindComeBackFromATree) {
+  Fixture f;
+  OffsetIndex index = f.NewIndex();
+  const std::vector<Slot> slots = {Slot::Busy(Slot::kMaxBusyKind, Slot::kMaxBusyPayload),
+                                   Slot::Busy(0, 0),
+                                   Slot::Standby(0),
+                                   Slot::Standby(Slot::kMaxStandby),
+                                   *Slot::SameFilled(0),
+                                   *Slot::SameFilled(kWidest),
+                                   *Slot::SameFilled(~kWidest),
+                                   *Slot::SameFilled(0xa5a5 * kFourTimes)};
+  for (uint64_t p = 0; p < slots.size(); ++p) {
+    ASSERT_EQ(index.CompareExchange(PageIndex(p * 63), Slot::Empty(), slots[p]), Exchange::kDone);
+  }
+  for (uint64_t p = 0; p < slots.size(); ++p) EXPECT_EQ(index.Get(PageIndex(p * 63)), slots[p]);
+  EXPECT_EQ(index.counts().busy, 2u);
+  EXPECT_EQ(index.counts().standby, 2u);
+  EXPECT_EQ(index.counts().same_filled, 4u);
+  EXPECT_EQ(index.stored(), 4u);
 }
 
 TEST(OffsetIndex, ForEachEndsWhenItIsTold) {

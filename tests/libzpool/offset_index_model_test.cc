@@ -99,17 +99,26 @@ class World {
     return kBases[random_() % 6] + random_() % 200;
   }
 
+  // One in four repeats a word: the widest numbers of either sign that a slot holds, a unit of two bytes, or
+  // a number that is too wide.
+  static void MakeContent(uint64_t content, PageBuffer* page) {
+    if (content % 4 != 0) return MakePage(content, 0, 30, page);
+    const uint64_t n = content / 4;
+    const uint64_t narrow = (uint64_t{1} << 28) - 1 - n;
+    const uint64_t patterns[] = {narrow, ~narrow, n * 0x0001000100010001, n << 28};
+    FillPage(patterns[n % 4], *page);
+  }
+
   Slot MakeSlot(uint64_t content) {
     PageBuffer page;
-    // One in four is filled with its number.
-    MakePage(content, 0, content % 4 == 0 ? 0 : 30, &page);
+    MakeContent(content, &page);
     return store_->Store(page, {1, PageIndex(content)}, NodeId(0), *scratch_).value();
   }
 
   void ExpectContent(Slot slot, uint64_t content) {
     PageBuffer expected;
     PageBuffer actual;
-    MakePage(content, 0, content % 4 == 0 ? 0 : 30, &expected);
+    MakeContent(content, &expected);
     ASSERT_EQ(store_->Load(slot, actual, *scratch_), LoadOutcome::kLoaded);
     ASSERT_EQ(expected, actual);
   }

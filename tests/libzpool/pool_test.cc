@@ -168,6 +168,15 @@ TEST(HandleTable, FullIsAnOutcome) {
   EXPECT_EQ(table->Insert(At(16), {}, 0).value(), handles[7]);
 }
 
+TEST(HandleTable, NeverHoldsMoreThanSlotsCanName) {
+  EXPECT_EQ(HandleTable::Create(5000).value()->max_entries(), 5000u);
+  // Address space only, until it is used.
+  for (const uint64_t wanted : {uint64_t{Handle::kMax}, uint64_t{Handle::kMax} + 1, ~uint64_t{0}}) {
+    EXPECT_EQ(HandleTable::Create(wanted).value()->max_entries(), Handle::kMax);
+  }
+  EXPECT_EQ(Handle::kMax, (1u << 29) - 1);
+}
+
 TEST(HandleTable, TooManyReferencesPinInsteadOfOverflowing) {
   auto table = HandleTable::Create(10).value();
   const Handle handle = table->Insert(At(16), {}, 0).value();
