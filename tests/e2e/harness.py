@@ -7,6 +7,7 @@ Nothing is left behind: each test has a guard, a process that outlives it and, w
 whatever reason, kills the process groups that it started and removes its directory.
 """
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -470,16 +471,31 @@ def replay_line(options, name):
     return " ".join(settings + words)
 
 
-def run(description):
-    options = parse(description)
+@contextlib.contextmanager
+def workplace(options):
+    """A Context in a directory of its own; what was started in it is ended, and the directory removed, when it is left."""
     sweep()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    passed, failed, skipped = [], [], []
     tmp = pathlib.Path(tempfile.mkdtemp(prefix=f"uzswap-test.{os.getpid()}."))
     tmp.chmod(0o755)
     guard = Guard(tmp)
-    context = Context(options, tmp, guard)
     try:
+        yield Context(options, tmp, guard)
+    finally:
+        guard.end()
+
+
+def run(description, need=None):
+    """Runs the cases. `need(context)` comes before the first and raises Skip where none of them can be run."""
+    options = parse(description)
+    passed, failed, skipped = [], [], []
+    with workplace(options) as context:
+        if need:
+            try:
+                need(context)
+            except Skip as reason:
+                print(f"skip {pathlib.Path(sys.argv[0]).resolve().parent.name}: {reason}", flush=True)
+                sys.exit(77)
         for function in _cases:
             name = function.__name__
             if options.cases and name not in options.cases:
@@ -506,7 +522,5 @@ def run(description):
         if path := os.environ.get("UZSWAP_TEST_FIGURES"):
             with open(path, "a", encoding="utf-8") as out:
                 print(json.dumps(context.figures), file=out)
-    finally:
-        guard.end()
     print(f"{len(passed)} passed, {len(failed)} failed, {len(skipped)} skipped")
     sys.exit(1 if failed else 77 if skipped and not passed else 0)
