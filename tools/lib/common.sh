@@ -42,6 +42,9 @@ nodejs               node
 default-jdk-headless javac
 zstd                 zstd
 util-linux           setarch
+qemu-system-x86      qemu-system-x86_64
+busybox-static       busybox
+cpio                 cpio
 procps               ps
 libevent-2.1-7       /usr/lib/*/libevent-2.1.so.7
 libsasl2-2           /usr/lib/*/libsasl2.so.2

@@ -1,0 +1,143 @@
+// A PageStore on the nodes of a real machine (a guest, see README.md): frames lie where they should.
+//
+// UZSWAP_TEST_NODES says which nodes have memory ("0,2"), told by who made the machine.
+#include <gtest/gtest.h>
+#include <numa.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "libzpool/frame/topology.h"
+#include "libzpool/store/page_store.h"
+#include "tests/libzpool/pages.h"
+#include "tests/numa/frame_places.h"
+
+namespace zp {
+namespace {
+
+using testing::FramePlaces;
+using testing::FramesByNode;
+using testing::MakePage;
+using testing::PageBuffer;
+
+int Number(NodeId node) { return node.value(); }  // a uint8_t would be printed as a character
+
+// A store on all nodes of the machine, and what was put into it.
+class NumaStore : public ::testing::Test {
+ protected:
+  struct Stored {
+    Slot slot;
+    uint64_t page;
+    unsigned noise;
+  };
+
+  ~NumaStore() override { ReleaseAll(); }
+
+  const std::vector<NodeId>& nodes() const { return topology_.nodes(); }
+
+  // Stores one more page, which is nobody else's. `noise` as MakePage has it: how much does not compress.
+  bool StoreOne(NodeId preferred, unsigned noise) {
+    const uint64_t page = stored_.size();
+    PageBuffer content;
+    MakePage(page, 1, noise, &content);
+    const Result<Slot> slot = store_->Store(content, {1, PageIndex(page)}, preferred, *scratch_);
+    if (slot.ok()) stored_.push_back({*slot, page, noise});
+    return slot.ok();
+  }
+  void StoreMany(NodeId preferred, int count) {
+    for (int i = 0; i < count; ++i) {
+      ASSERT_TRUE(StoreOne(preferred, static_cast<unsigned>(20 + i * 37 % 480))) << "page " << i;
+    }
+  }
+
+  void ReleaseAll() {
+    for (const Stored& stored : stored_) store_->Release(stored.slot);
+    stored_.clear();
+  }
+
+  uint64_t WrongPages() {
+    uint64_t wrong = 0;
+    PageBuffer expected;
+    PageBuffer loaded;
+    for (const Stored& stored : stored_) {
+      MakePage(stored.page, 1, stored.noise, &expected);
+      const LoadOutcome outcome = store_->Load(stored.slot, loaded, *scratch_);
+      wrong += outcome != LoadOutcome::kLoaded || loaded != expected;
+    }
+    return wrong;
+  }
+
+  // How many frames lie on the arena's own node; frames of it elsewhere are failures.
+  uint64_t FramesAt(NodeId home) {
+    const std::map<int, FramesByNode> places = FramePlaces(*store_);
+    uint64_t at_home = 0;
+    for (const auto& [node, frames] : places.at(Number(home))) {
+      EXPECT_EQ(node, Number(home)) << "the place of " << frames << " frames of node " << Number(home);
+      if (node == Number(home)) at_home += frames;
+    }
+    return at_home;
+  }
+
+  const Topology topology_ = Topology::Detect();
+  // More than the machine has: no node is spared by the budget.
+  const std::unique_ptr<PageStore> store_ = PageStore::Create({topology_, MiB(4096), CodecId::kLz4}).value();
+  const std::unique_ptr<Scratch> scratch_ = std::make_unique<Scratch>();
+  std::vector<Stored> stored_;
+};
+
+TEST_F(NumaStore, DetectFindsTheNodesThatHaveMemory) {
+  const char* const expected = std::getenv("UZSWAP_TEST_NODES");
+  if (expected == nullptr) GTEST_SKIP() << "UZSWAP_TEST_NODES is not set";
+  std::string found;
+  for (const NodeId node : nodes()) found += (found.empty() ? "" : ",") + std::to_string(Number(node));
+  EXPECT_EQ(found, expected);
+  EXPECT_TRUE(topology_.is_real());
+}
+
+TEST_F(NumaStore, FallbackGoesByTheKernelsDistances) {
+  for (const NodeId node : nodes()) {
+    const std::vector<uint8_t>& order = topology_.FallbackOrder(node);
+    ASSERT_EQ(order.size(), nodes().size());
+    EXPECT_EQ(nodes()[order[0]], node);
+    for (size_t i = 1; i < order.size(); ++i) {
+      EXPECT_LE(numa_distance(Number(node), Number(nodes()[order[i - 1]])),
+                numa_distance(Number(node), Number(nodes()[order[i]])));
+    }
+  }
+}
+
+// From a CPU of each node, so that "where the thread runs" is mostly the wrong answer.
+TEST_F(NumaStore, FramesLieOnThePreferredNode) {
+  for (int from = 0; from <= numa_max_node(); ++from) {
+    if (numa_run_on_node(from) != 0) continue;  // no CPU
+    for (const NodeId preferred : nodes()) {
+      const uint64_t before = FramesAt(preferred);
+      ASSERT_NO_FATAL_FAILURE(StoreMany(preferred, 500));
+      EXPECT_GT(FramesAt(preferred), before + 100) << "stored from node " << from;
+    }
+  }
+  numa_run_on_node(-1);
+  uint64_t frames = 0;
+  for (const NodeId node : nodes()) frames += FramesAt(node);
+  EXPECT_EQ(frames * kPageBytes, store_->pool_bytes()) << "a frame that is counted is there, and no other";
+  EXPECT_EQ(WrongPages(), 0u);
+}
+
+TEST_F(NumaStore, FreedFramesComeBackOnTheSameNode) {
+  for (int round = 0; round < 3; ++round) {
+    for (const NodeId node : nodes()) {
+      ASSERT_NO_FATAL_FAILURE(StoreMany(node, 300));
+      EXPECT_GT(FramesAt(node), 0u);
+    }
+    EXPECT_EQ(WrongPages(), 0u);
+    ReleaseAll();
+    store_->Trim();
+    for (const NodeId node : nodes()) EXPECT_EQ(FramesAt(node), 0u);
+  }
+}
+
+}  // namespace
+}  // namespace zp

@@ -1,0 +1,99 @@
+#!/usr/bin/python3
+"""libzpool and the daemon on machines with several NUMA nodes: guests under qemu (README.md).
+
+The exit status is 77, with the reason, where no guest can be run.
+"""
+import os
+import re
+
+import guest
+import harness
+from harness import case, check
+from topologies import TOPOLOGIES
+
+
+def store_test(context, topology):
+    """All of numa_store_test.cc on that topology."""
+    program = os.environ.get("UZSWAP_NUMA_STORE_TEST", str(context.build / "tests/numa/numa_store_test"))
+    nodes = ",".join(map(str, TOPOLOGIES[topology].nodes_with_memory()))
+    outcome = guest.run(context, topology, f"UZSWAP_TEST_NODES={nodes} exec numa_store_test --gtest_color=no\n", [program], seconds=300)
+    context.figure("time", outcome.seconds, "seconds")
+    check(outcome.status == 0, f"numa_store_test: status {outcome.status}")
+    check(re.search(r"\[  PASSED  \] [1-9]", outcome.console), "numa_store_test ran no test")
+
+
+@case
+def store_on_one_node(context):
+    store_test(context, "plain")
+
+
+@case
+def store_on_two_nodes_and_a_slow_one(context):
+    store_test(context, "two-and-slow")
+
+
+@case
+def store_on_nodes_with_a_hole(context):
+    store_test(context, "holes")
+
+
+# A daemon, a program that knows each word of its memory at half of its size, and once a second where the daemon's frames lie. That
+# and the daemon's words are shown last, so that they don't stand between the lines of others. Without the verifier's helpers: on
+# emulated CPUs they leave the workers no time.
+PROGRAM_UNDER_A_LIMIT = """
+export UZSWAP_SOCKET=/run/uzswapd.sock UZSWAP_AGENT=/bin/libuzswap-agent.so
+mkfifo /run/ready
+uzswapd --ready-fd 3 3>/run/ready 2>/run/daemon.log &
+daemon=$!
+read ready </run/ready
+echo "ready: $ready"
+uzswap run --limit {limit}M --report -- verifier --megabytes {megabytes} --seconds {seconds} --threads 4 --seed {seed} --no-helpers &
+program=$!
+while kill -0 $program 2>/dev/null; do
+  grep uzswap-frames /proc/$daemon/numa_maps >>/run/frames
+  sleep 1
+done
+wait $program
+echo "program: $?"
+kill $daemon
+wait $daemon
+echo "daemon: $?"
+cat /run/daemon.log /run/frames
+"""
+
+def program_under_a_limit(context):
+    """Runs the verifier on two nodes; returns for each node the most frames that the daemon had there."""
+    megabytes, seconds = 16, 60 if context.long else 10
+    script = PROGRAM_UNDER_A_LIMIT.format(megabytes=megabytes, limit=megabytes // 2, seconds=seconds, seed=context.seed)
+    outcome = guest.run(context, "two", script, [context.uzswapd, context.uzswap, context.agent, context.verifier], seconds=180 + 5 * seconds)
+    context.figure("time", outcome.seconds, "seconds")
+
+    def said(pattern):
+        return re.findall(pattern, outcome.console, re.M)
+    check(outcome.status == 0, f"the script: status {outcome.status}")
+    check(said("^ready: 1$"), "uzswapd did not say that it is ready")
+    check(said("^program: 0$") and said("^verifier: ok: every word right"), "the verifier is not content")
+    check(said("^daemon: 0$"), "uzswapd did not end cleanly")
+    check(said(r"^ *evicted +(\d{4,}|\d+k) pages"), "hardly anything was evicted")
+    most = {0: 0, 1: 0}
+    # An address, the policy, the file, and how many of its pages lie on each node.
+    arenas = said(r"^[0-9a-f]+ [^:]+:(\d+) file=/memfd:uzswap-frames(.*)$")
+    check({int(home) for home, _ in arenas} == set(most), "the daemon has not one arena for each of the two nodes")
+    for home, places in arenas:
+        frames = {int(node): int(count) for node, count in re.findall(r"N(\d+)=(\d+)", places)}
+        most[int(home)] = max(most[int(home)], frames.pop(int(home), 0))
+        # The file's header is written before the file has a node.
+        check(sum(frames.values()) <= 1, f"frames of node {home} lie elsewhere: {places}")
+    for node, count in most.items():
+        context.figure(f"most_frames_on_node_{node}", count, "pages")
+    return most
+
+
+@case
+def program_on_two_nodes(context):
+    most = program_under_a_limit(context)
+    check(most[0] > 1000, "the pool never held much")
+
+
+if __name__ == "__main__":
+    harness.run(__doc__, guest.need)
