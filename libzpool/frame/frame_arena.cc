@@ -24,11 +24,31 @@ uint64_t ReserveBytes(Bytes capacity) {
   return std::min((wanted + block - 1) / block * block, kMaxArenaBytes);
 }
 
-Status BindToNode(std::byte* at, uint64_t bytes, NodeId node) {
+// Preferred, not bound: where a bound node is full the kernel does not refuse the page, it kills a process.
+Status PreferNode(std::byte* at, uint64_t bytes, NodeId node) {
   const unsigned long mask = 1UL << node.value();
   // The kernel reads maxnode - 1 bits.
-  if (::mbind(at, bytes, MPOL_BIND, &mask, sizeof(mask) * 8 + 1, 0) != 0) return ErrnoError("mbind");
+  if (::mbind(at, bytes, MPOL_PREFERRED, &mask, sizeof(mask) * 8 + 1, 0) != 0) return ErrnoError("mbind");
   return OkStatus();
+}
+
+// Whether none of the pages is known to lie on another node. A place that the kernel does not tell is in
+// order.
+bool NoneElsewhere(std::byte* at, uint32_t count, NodeId node) {
+  while (count > 0) {
+    const uint32_t asked = std::min(count, kFramesPerSpan);
+    void* pages[kFramesPerSpan];
+    int places[kFramesPerSpan];
+    for (uint32_t i = 0; i < asked; ++i) pages[i] = at + i * kPageBytes;
+    // Without nodes to move to this moves nothing and says where the pages are.
+    if (::move_pages(0, asked, pages, nullptr, places, 0) != 0) return true;
+    for (uint32_t i = 0; i < asked; ++i) {
+      if (places[i] >= 0 && places[i] != node.value()) return false;
+    }
+    at += asked * kPageBytes;
+    count -= asked;
+  }
+  return true;
 }
 
 }  // namespace
@@ -37,7 +57,7 @@ Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, F
   const uint64_t bytes = ReserveBytes(options.capacity);
   MemoryFile file =
       ZP_TRY(MemoryFile::Create("uzswap-frames", FileKind::kFrames, kFramesLayoutVersion, bytes));
-  if (options.bind) ZP_TRY(BindToNode(file.data(), file.size(), options.node));
+  if (options.bind) ZP_TRY(PreferNode(file.data(), file.size(), options.node));
   file.header().params[0] = options.node.value();
   file.header().params[1] = kSpanBytes;
   Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
@@ -47,6 +67,7 @@ Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, F
 
 FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors)
     : node_(options.node),
+      bind_(options.bind),
       budget_(budget),
       file_(std::move(file)),
       descriptor_memory_(std::move(descriptors)),
@@ -83,7 +104,11 @@ void FrameArena::FreeSpan(uint32_t span) {
 }
 
 Status FrameArena::Populate(uint64_t first, uint32_t count) {
-  return file_.Populate(first * kPageBytes, count * kPageBytes);
+  ZP_TRY(file_.Populate(first * kPageBytes, count * kPageBytes));
+  if (bind_ && !NoneElsewhere(At(first * kPageBytes), count, node_)) {
+    return Error{Errc::kNoMemory, 0, "frames of the node"};
+  }
+  return OkStatus();
 }
 
 void FrameArena::Punch(uint64_t first, uint32_t count) {

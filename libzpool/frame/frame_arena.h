@@ -41,6 +41,9 @@ static_assert(std::is_trivially_copyable_v<FrameDescriptor> && sizeof(FrameDescr
 // Layout: [ span 0: the file's header, never handed out | span 1 | span 2 | ... ], eight spans to a 2 MiB
 //   block. Spans are handed out lowest first, which keeps blocks at the end empty.
 // Cost: 8 bytes per frame of descriptor (in memory only where touched), one bit per span.
+// Trade-off: the kernel is asked for frames of the node and gives others where that node is full; Populate
+//   looks (one call of move_pages(2), which moves nothing) and refuses those. A binding policy would need no
+//   look, but under it a full node brings the OOM killer.
 // Threads: all methods may be called at any time; a span belongs to whom it was handed to.
 // Locks: one mutex for the map of spans, a leaf: nothing else is taken and no system call is made under it.
 class FrameArena {
@@ -48,7 +51,7 @@ class FrameArena {
   struct Options {
     NodeId node;
     Bytes capacity;     // sizes the reservation: four times this and 256 MiB, at most 1 TiB
-    bool bind = false;  // bind to the node with mbind(2)
+    bool bind = false;  // frames lie on the node, or are refused
   };
   // `budget` must outlive the arena; several arenas share one.
   static Result<std::unique_ptr<FrameArena>> Create(const Options& options, FrameBudget& budget);
@@ -67,7 +70,8 @@ class FrameArena {
   void FreeSpan(uint32_t span) ZP_EXCLUDES(mu_);
 
   // Makes `count` frames from `first` present; frames that are stay as they are. The caller took them from
-  // the budget and counts them. kNoMemory: some may be present; punch them. Sleeps.
+  // the budget and counts them. kNoMemory: the node or the machine is full; some may be present, punch them.
+  // Sleeps.
   Status Populate(uint64_t first, uint32_t count);
   // Gives their memory to the kernel and `count` frames to the budget. Nobody may touch them meanwhile.
   // Sleeps.
@@ -93,6 +97,7 @@ class FrameArena {
   FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors);
 
   const NodeId node_;
+  const bool bind_;
   FrameBudget& budget_;
   MemoryFile file_;
   Mapping descriptor_memory_;

@@ -3,6 +3,8 @@
 // UZSWAP_TEST_NODES says which nodes have memory ("0,2"), told by who made the machine.
 #include <gtest/gtest.h>
 #include <numa.h>
+#include <numaif.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <map>
@@ -58,7 +60,8 @@ class NumaStore : public ::testing::Test {
     stored_.clear();
   }
 
-  uint64_t WrongPages() {
+  // Every page reads back, and the frames that are counted are there, and no others.
+  void VerifyAll() {
     uint64_t wrong = 0;
     PageBuffer expected;
     PageBuffer loaded;
@@ -67,7 +70,11 @@ class NumaStore : public ::testing::Test {
       const LoadOutcome outcome = store_->Load(stored.slot, loaded, *scratch_);
       wrong += outcome != LoadOutcome::kLoaded || loaded != expected;
     }
-    return wrong;
+    EXPECT_EQ(wrong, 0u) << "of " << stored_.size() << " pages";
+    uint64_t frames = 0;
+    for (const NodeId node : nodes()) frames += FramesAt(node);
+    EXPECT_EQ(frames * kPageBytes, store_->pool_bytes());
+    store_->DebugVerify();
   }
 
   // How many frames lie on the arena's own node; frames of it elsewhere are failures.
@@ -86,6 +93,32 @@ class NumaStore : public ::testing::Test {
   const std::unique_ptr<PageStore> store_ = PageStore::Create({topology_, MiB(4096), CodecId::kLz4}).value();
   const std::unique_ptr<Scratch> scratch_ = std::make_unique<Scratch>();
   std::vector<Stored> stored_;
+};
+
+// Memory of one node that can't be reclaimed, so that little of it is left for others.
+class Hog {
+ public:
+  Hog(NodeId node, Bytes leave) {
+    const unsigned long mask = 1UL << node.value();
+    long long free_bytes = 0;
+    while (numa_node_size64(node.value(), &free_bytes) > 0 &&
+           static_cast<uint64_t>(free_bytes) > leave.value() + kStep) {
+      void* const at = mmap(nullptr, kStep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (at == MAP_FAILED) break;
+      taken_.push_back(at);
+      if (mbind(at, kStep, MPOL_BIND, &mask, sizeof(mask) * 8 + 1, 0) != 0) break;
+      if (madvise(at, kStep, MADV_POPULATE_WRITE) != 0) break;
+    }
+  }
+  ~Hog() {
+    for (void* const at : taken_) munmap(at, kStep);
+  }
+  Hog(const Hog&) = delete;
+  Hog& operator=(const Hog&) = delete;
+
+ private:
+  static constexpr size_t kStep = size_t{1} << 20;
+  std::vector<void*> taken_;
 };
 
 TEST_F(NumaStore, DetectFindsTheNodesThatHaveMemory) {
@@ -120,10 +153,7 @@ TEST_F(NumaStore, FramesLieOnThePreferredNode) {
     }
   }
   numa_run_on_node(-1);
-  uint64_t frames = 0;
-  for (const NodeId node : nodes()) frames += FramesAt(node);
-  EXPECT_EQ(frames * kPageBytes, store_->pool_bytes()) << "a frame that is counted is there, and no other";
-  EXPECT_EQ(WrongPages(), 0u);
+  VerifyAll();
 }
 
 TEST_F(NumaStore, FreedFramesComeBackOnTheSameNode) {
@@ -132,10 +162,28 @@ TEST_F(NumaStore, FreedFramesComeBackOnTheSameNode) {
       ASSERT_NO_FATAL_FAILURE(StoreMany(node, 300));
       EXPECT_GT(FramesAt(node), 0u);
     }
-    EXPECT_EQ(WrongPages(), 0u);
+    VerifyAll();
     ReleaseAll();
     store_->Trim();
     for (const NodeId node : nodes()) EXPECT_EQ(FramesAt(node), 0u);
+  }
+}
+
+TEST_F(NumaStore, FullNodeFallsBackToTheNearest) {
+  if (nodes().size() < 2) GTEST_SKIP() << "one node";
+  for (const NodeId full : nodes()) {
+    const NodeId next = nodes()[topology_.FallbackOrder(full)[1]];
+    const Hog hog(full, MiB(48));
+    const uint64_t before = FramesAt(next);
+    // 160 MiB that don't compress.
+    for (int i = 0; i < 40 * 1024 && FramesAt(next) < before + 1000; ++i) {
+      for (int j = 0; j < 1024; ++j, ++i) ASSERT_TRUE(StoreOne(full, 512)) << "page " << i;
+    }
+    EXPECT_GE(FramesAt(next), before + 1000) << "node " << Number(full) << " never was full";
+    EXPECT_GT(FramesAt(full), 1000u);
+    VerifyAll();
+    ReleaseAll();
+    store_->Trim();
   }
 }
 

@@ -61,10 +61,19 @@ echo "daemon: $?"
 cat /run/daemon.log /run/frames
 """
 
-def program_under_a_limit(context):
+# All of node 0 but a few megabytes, by a file that prefers it.
+FILL_NODE_0 = """
+mkdir /filler
+mount -t tmpfs -o mpol=prefer:0,size=100% tmpfs /filler
+free=$(awk '/MemFree/ {print int($4 / 1024)}' /sys/devices/system/node/node0/meminfo)
+dd if=/dev/zero of=/filler/file bs=1M count=$((free - 8)) 2>/dev/null
+"""
+
+
+def program_under_a_limit(context, before=""):
     """Runs the verifier on two nodes; returns for each node the most frames that the daemon had there."""
     megabytes, seconds = 16, 60 if context.long else 10
-    script = PROGRAM_UNDER_A_LIMIT.format(megabytes=megabytes, limit=megabytes // 2, seconds=seconds, seed=context.seed)
+    script = before + PROGRAM_UNDER_A_LIMIT.format(megabytes=megabytes, limit=megabytes // 2, seconds=seconds, seed=context.seed)
     outcome = guest.run(context, "two", script, [context.uzswapd, context.uzswap, context.agent, context.verifier], seconds=180 + 5 * seconds)
     context.figure("time", outcome.seconds, "seconds")
 
@@ -82,8 +91,8 @@ def program_under_a_limit(context):
     for home, places in arenas:
         frames = {int(node): int(count) for node, count in re.findall(r"N(\d+)=(\d+)", places)}
         most[int(home)] = max(most[int(home)], frames.pop(int(home), 0))
-        # The file's header is written before the file has a node.
-        check(sum(frames.values()) <= 1, f"frames of node {home} lie elsewhere: {places}")
+        # The file's header is written before the file has a node, and a frame may be seen before it is refused.
+        check(sum(frames.values()) <= 8, f"frames of node {home} lie elsewhere: {places}")
     for node, count in most.items():
         context.figure(f"most_frames_on_node_{node}", count, "pages")
     return most
@@ -93,6 +102,13 @@ def program_under_a_limit(context):
 def program_on_two_nodes(context):
     most = program_under_a_limit(context)
     check(most[0] > 1000, "the pool never held much")
+
+
+@case
+def program_beside_a_full_node(context):
+    """The daemon prefers node 0, which is full: nothing is lost, nobody is killed, node 1 takes what does not fit."""
+    most = program_under_a_limit(context, FILL_NODE_0)
+    check(most[1] > 1000, "node 1 never held much")
 
 
 if __name__ == "__main__":
