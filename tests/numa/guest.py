@@ -30,7 +30,7 @@ KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 quiet"
 
 class Outcome:
     def __init__(self, status, console, seconds):
-        self.status = status    # of the command; 127 if it ended by a signal
+        self.status = status    # of the command; 126 if it ended by a signal
         self.console = console  # what it and the kernel printed
         self.seconds = seconds
 
@@ -74,10 +74,10 @@ def run(context, topology, command, programs=(), files=None, seconds=120):
             return ended
         harness.until(follow, seconds, f"the guest {topology} ends")
     outcome = qemu.wait(1)
-    # isa-debug-exit: 2 * status + 1. A guest that panicked or rebooted ends qemu with 0.
-    if outcome.status < 0 or outcome.status % 2 == 0:
+    # See guest_exit.cc. A guest that panicked or rebooted ends qemu with 0, an argument that qemu does not like with 1.
+    if outcome.status < 3 or outcome.status % 2 == 0:
         raise Failed(f"the guest ended without a word of its init (qemu: {outcome.status})\n{qemu.tail()}")
-    return Outcome(outcome.status // 2, qemu.stdout().decode(errors="replace"), outcome.seconds)
+    return Outcome(outcome.status // 2 - 1, qemu.stdout().decode(errors="replace"), outcome.seconds)
 
 
 def main():
