@@ -356,7 +356,7 @@ class Context:
     def __init__(self, options, tmp, guard):
         self.tmp, self.guard, self.programs = tmp, guard, []
         self.long, self.native_only, self.seed = options.long, options.native_only, options.seed
-        build = pathlib.Path(options.build)
+        build = pathlib.Path(options.build).resolve()  # programs run in another directory
         self.build = build
         self.is_sanitized = os.environ.get("UZSWAP_TEST_BUILD") in ("asan", "tsan")
         self.uzswap = os.environ.get("UZSWAP", str(build / "tools/uzswap/uzswap"))
