@@ -222,6 +222,7 @@ class Client {
   std::atomic<uint64_t> limit_bytes_{0};
   std::atomic<bool> evictable_{true};
   std::atomic<bool> reclaim_wanted_{false};
+  std::atomic<uint8_t> node_{0};     // where its first thread ran lately, and its objects go
   std::atomic<bool> forked_{false};  // a fork happened: busy pages may be shared ones
 
   zp::Mutex evict_mu_;

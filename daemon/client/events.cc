@@ -5,7 +5,7 @@
 
 #include "daemon/client/client.h"
 #include "daemon/sys/clock.h"
-#include "daemon/sys/pause_point.h"
+#include "libzpool/base/pause_point.h"
 
 namespace uzswap {
 
@@ -55,7 +55,7 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
                            (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0, now});
         continue;
       }
-      UZSWAP_PAUSE_POINT("event.taken");
+      ZP_PAUSE_POINT("event.taken");
       any_event = true;
       ApplyEvent(message, &dropped);
       record_->messages_done = static_cast<uint32_t>(i + 1);
@@ -259,12 +259,14 @@ void Client::SettleBatch() {
     }
     channel_->CopyPage(n, scratch->run.data());
     const zp::PageView content(scratch->run.data(), zp::kPageBytes);
-    auto stored = services_.store.Store(content, {record_->id, page}, zp::NodeId(0), scratch->codec);
+    auto stored = services_.store.Store(content, {record_->id, page},
+                                        zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
     if (!stored.ok()) {
       // The pool is full, but neither parent nor child may lose the page: go over the limit by this one.
       const zp::Bytes limit(services_.store.stats().capacity_bytes);
       services_.store.SetCapacity(zp::Bytes(services_.store.pool_bytes()) + zp::MiB(1));
-      stored = services_.store.Store(content, {record_->id, page}, zp::NodeId(0), scratch->codec);
+      stored = services_.store.Store(content, {record_->id, page},
+                                     zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
       services_.store.SetCapacity(limit);
     }
     if (!stored.ok()) {

@@ -1,10 +1,12 @@
 // From a cold page to a stored one. See daemon/DESIGN.md, "The life of an eviction".
+#include <numa.h>
+
 #include <algorithm>
 #include <cstring>
 #include <thread>
 
 #include "daemon/client/client.h"
-#include "daemon/sys/pause_point.h"
+#include "libzpool/base/pause_point.h"
 
 namespace uzswap {
 
@@ -61,14 +63,14 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
     const std::vector<uint64_t> pages =
         scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), Over(kUrgentPermille));
     if (pages.empty()) return uint64_t{0};
-    UZSWAP_PAUSE_POINT("evict.chosen");
+    ZP_PAUSE_POINT("evict.chosen");
     RegisterFor(pages);
-    UZSWAP_PAUSE_POINT("evict.registered");
+    ZP_PAUSE_POINT("evict.registered");
     const uint64_t count = BeginBatch(pages);
     if (count == 0) return uint64_t{0};
-    UZSWAP_PAUSE_POINT("evict.begun");
+    ZP_PAUSE_POINT("evict.begun");
     RunBatch(count);
-    UZSWAP_PAUSE_POINT("evict.moved");
+    ZP_PAUSE_POINT("evict.moved");
     std::vector<uint64_t> busy;
     const uint64_t evicted = FinishBatch(scratch, &busy);
     (void)ReleaseStaging();
@@ -84,13 +86,17 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
 void Client::RefreshThreads() {
   const auto now = std::chrono::steady_clock::now();
   if (now - threads_at_ < kThreadsEvery) return;
+  if (services_.store.topology().nodes().size() > 1) {
+    const int node = numa_node_of_cpu(ReadTaskCpu(identity_.pid, identity_.pid));
+    if (node >= 0) node_.store(static_cast<uint8_t>(node), std::memory_order_relaxed);
+  }
   {
     zp::MutexLock lock(doomed_mu_);
     clearance_.Mark();
   }
   if (!channel_->Post(wire::kOpThreads, {}, 0).ok()) return;
   if (channel_->Await(kAgentRunTime) != AgentChannel::AwaitOutcome::kDone) return;
-  UZSWAP_PAUSE_POINT("threads.listed");
+  ZP_PAUSE_POINT("threads.listed");
   const auto listed = channel_->Threads();
   if (!listed.has_value())
     return;  // no /proc there: stacks stay as they were known, doomed pages stay doomed
@@ -126,7 +132,7 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
   for (int round = 0;; ++round) {
     auto maps = memory_.ReadMaps();
     if (!maps.ok()) return;
-    UZSWAP_PAUSE_POINT("register.maps_read");
+    ZP_PAUSE_POINT("register.maps_read");
     bool asked = false;
     AddressRange mapping;
     for (const uint64_t page : unknown) {
@@ -138,7 +144,7 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       asked = true;
       (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
     }
-    UZSWAP_PAUSE_POINT("register.asked");
+    ZP_PAUSE_POINT("register.asked");
     before = std::move(*maps);
     if (!asked) break;  // so `before` was read after the last registration
     if (round == kRegisterRounds) return;
@@ -303,14 +309,14 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
     channel_->CopyPage(n, scratch.run.data());
     const zp::PageView content(scratch.run.data(), zp::kPageBytes);
     auto stored = services_.store.Store(content, {record_->id, PageIndex::FromAddress(address)},
-                                        zp::NodeId(0), scratch.codec);
+                                        zp::NodeId(node_.load(std::memory_order_relaxed)), scratch.codec);
     if (!stored.ok()) {
       Add(stats_.refused_no_memory);
       PutHome(n, scratch);
       return false;
     }
     CountStored(*stored);
-    UZSWAP_PAUSE_POINT("evict.stored");
+    ZP_PAUSE_POINT("evict.stored");
     if (ReplaceStaging(n, *stored)) return true;
     Forget(*stored);  // faulted home or dropped meanwhile
     return false;

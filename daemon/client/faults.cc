@@ -4,7 +4,7 @@
 
 #include "daemon/client/client.h"
 #include "daemon/sys/clock.h"
-#include "daemon/sys/pause_point.h"
+#include "libzpool/base/pause_point.h"
 
 namespace uzswap {
 
@@ -83,7 +83,7 @@ uint64_t Client::ReadAheadWindow(int tid, PageIndex page) {
 // A page that we do not hold is fresh memory.
 ResolveOutcome Client::ZeroFill(PageIndex page, const Fault& fault) {
   const uint64_t address = page.address();
-  UZSWAP_PAUSE_POINT("zero_fill.before_copy");
+  ZP_PAUSE_POINT("zero_fill.before_copy");
   // A page about to be written gets memory of its own at once; one that is read shares the kernel's zero
   // page.
   const CopyResult result = fault.write ? uffd_.Copy(address, kZeros, 1) : uffd_.Zero(address, 1);
@@ -152,7 +152,7 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
   }
   if (run == 0) return ResolveOutcome::kRequeue;  // somebody was faster
 
-  UZSWAP_PAUSE_POINT("fill.before_copy");
+  ZP_PAUSE_POINT("fill.before_copy");
   CopyResult result = uffd_.Copy(address, scratch.run.data(), run);
   // A run that leaves the mapping is refused whole (9.1): the first page alone may still do.
   if (result.outcome == CopyOutcome::kNoMapping && run > 1)

@@ -9,7 +9,7 @@
 namespace zp {
 namespace {
 
-constexpr uint32_t kFramesLayoutVersion = 1;
+constexpr uint32_t kFramesLayoutVersion = 2;
 // 36 bits of 16-byte granules, see location.h.
 constexpr uint64_t kMaxArenaBytes = uint64_t{1} << 40;
 // Every size class may have spans of its own that are hardly filled: 256 classes of one span are 64 MiB, and
@@ -60,6 +60,9 @@ Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, F
   if (options.bind) ZP_TRY(PreferNode(file.data(), file.size(), options.node));
   file.header().params[0] = options.node.value();
   file.header().params[1] = kSpanBytes;
+  file.header().params[2] = kPageBytes;  // where the tags lie
+  const uint64_t tag_bytes = bytes / kSpanBytes * sizeof(uint16_t);
+  ZP_TRY(file.Populate(kPageBytes, (tag_bytes + kPageBytes - 1) / kPageBytes * kPageBytes));
   Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
   return std::unique_ptr<FrameArena>(
       new FrameArena(options, budget, std::move(file), std::move(descriptors)));
@@ -72,17 +75,19 @@ FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile f
       file_(std::move(file)),
       descriptor_memory_(std::move(descriptors)),
       descriptors_(reinterpret_cast<FrameDescriptor*>(descriptor_memory_.data())),
+      tags_(reinterpret_cast<std::atomic<uint16_t>*>(file_.data() + kPageBytes)),
       span_count_(static_cast<uint32_t>(file_.size() / kSpanBytes)),
       free_spans_((span_count_ + 63) / 64, 0) {
   MutexLock lock(mu_);
-  for (uint32_t span = 1; span < span_count_; ++span) free_spans_[span / 64] |= uint64_t{1} << (span % 64);
+  for (uint32_t span = FirstSpan(file_.size()); span < span_count_; ++span)
+    free_spans_[span / 64] |= uint64_t{1} << (span % 64);
 }
 
 FrameArena::~FrameArena() {
   ZP_DCHECK(frames_in_use() == 0, "an arena is destroyed before its owners emptied it");
 }
 
-Result<uint32_t> FrameArena::AllocateSpan() {
+Result<uint32_t> FrameArena::AllocateSpan(SpanTag tag) {
   MutexLock lock(mu_);
   while (first_word_ < free_spans_.size() && free_spans_[first_word_] == 0) ++first_word_;
   if (first_word_ == free_spans_.size()) return Error{Errc::kNoMemory, 0, "span of frames"};
@@ -92,6 +97,8 @@ Result<uint32_t> FrameArena::AllocateSpan() {
   word &= word - 1;
   if (span > highest_span_.load(std::memory_order_relaxed))
     highest_span_.store(span, std::memory_order_relaxed);
+  tags_[span].store(static_cast<uint16_t>(static_cast<uint16_t>(tag.owner) | tag.size_class << 8),
+                    std::memory_order_release);
   return span;
 }
 
@@ -99,8 +106,18 @@ void FrameArena::FreeSpan(uint32_t span) {
   MutexLock lock(mu_);
   const uint64_t bit = uint64_t{1} << (span % 64);
   ZP_CHECK(span > 0 && span < span_count_ && (free_spans_[span / 64] & bit) == 0, "span freed twice");
+  tags_[span].store(0, std::memory_order_release);
   free_spans_[span / 64] |= bit;
   first_word_ = std::min(first_word_, size_t{span / 64});
+}
+
+uint32_t FrameArena::lowest_free_span() const {
+  MutexLock lock(mu_);
+  for (size_t word = first_word_; word < free_spans_.size(); ++word) {
+    if (free_spans_[word] != 0)
+      return static_cast<uint32_t>(word * 64) + static_cast<uint32_t>(std::countr_zero(free_spans_[word]));
+  }
+  return span_count_;
 }
 
 Status FrameArena::Populate(uint64_t first, uint32_t count) {
@@ -119,7 +136,7 @@ void FrameArena::Punch(uint64_t first, uint32_t count) {
 
 uint64_t FrameArena::metadata_bytes() const {
   const uint64_t spans = highest_span_.load(std::memory_order_relaxed) + uint64_t{1};
-  return spans * kFramesPerSpan * sizeof(FrameDescriptor) + span_count_ / 8;
+  return spans * kFramesPerSpan * sizeof(FrameDescriptor) + span_count_ * sizeof(uint16_t) + span_count_ / 8;
 }
 
 }  // namespace zp

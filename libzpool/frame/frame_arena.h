@@ -21,26 +21,33 @@ inline constexpr uint64_t kSpanBytes = kFramesPerSpan * kPageBytes;
 inline constexpr uint32_t kSpansPerBlock = 8;  // a block is 2 MiB, what a huge page would need
 static_assert(kSpanBytes * kSpansPerBlock == uint64_t{2} << 20);
 
-// Who uses a frame; recovery and migration find the owner from the frame by it.
+// Who uses a span; recovery and migration find the owner from the frame by it.
 enum class FrameOwner : uint8_t { kNone = 0, kZsmalloc = 1, kZbud = 2, kStandby = 3 };
+inline constexpr int kFrameOwners = 4;
+
+// What is known of a span from outside.
+struct SpanTag {
+  FrameOwner owner = FrameOwner::kNone;
+  uint8_t size_class = 0;  // as the owner counts
+  friend constexpr bool operator==(const SpanTag&, const SpanTag&) = default;
+};
 
 // One per frame of address space. Guarded by the owner of the frame's span (zsmalloc: the lock of the span's
 // size class).
 struct FrameDescriptor {
-  uint16_t live;        // objects that touch this frame; at most 256
-  uint16_t size_class;  // of the span, as the owner counts
-  FrameOwner owner;
-  uint8_t spare[3];
+  uint16_t live;  // objects that touch this frame; at most 257
 };
-static_assert(std::is_trivially_copyable_v<FrameDescriptor> && sizeof(FrameDescriptor) == 8);
+static_assert(std::is_trivially_copyable_v<FrameDescriptor> && sizeof(FrameDescriptor) == 2);
 
 // Idea: address space is plentiful, memory is not. An arena reserves several times its capacity as one
 //   sparse memfd and hands it out in spans of 64 frames; a frame takes memory from Populate to Punch only.
 //   So an owner can have contiguous addresses and partly filled spans without paying for what it does not
 //   touch.
-// Layout: [ span 0: the file's header, never handed out | span 1 | span 2 | ... ], eight spans to a 2 MiB
-//   block. Spans are handed out lowest first, which keeps blocks at the end empty.
-// Cost: 8 bytes per frame of descriptor (in memory only where touched), one bit per span.
+// Layout: [ the file's header page, then two bytes per span: owner and size class; whole spans | spans that
+// are handed
+//   out ], eight spans to a 2 MiB block. Spans are handed out lowest first, which keeps blocks at the end
+//   empty.
+// Cost: 2 bytes per frame of descriptor (in memory only where touched), two bytes and a bit per span.
 // Trade-off: the kernel is asked for frames of the node and gives others where that node is full; Populate
 //   looks (one call of move_pages(2), which moves nothing) and refuses those. A binding policy would need no
 //   look, but under it a full node brings the OOM killer.
@@ -59,15 +66,29 @@ class FrameArena {
   FrameArena(const FrameArena&) = delete;
   FrameArena& operator=(const FrameArena&) = delete;
 
+  // Spans at the start of a file of `bytes` that header and tags take.
+  static constexpr uint32_t FirstSpan(uint64_t bytes) {
+    return static_cast<uint32_t>((kPageBytes + bytes / kSpanBytes * sizeof(uint16_t) + kSpanBytes - 1) /
+                                 kSpanBytes);
+  }
+
   NodeId node() const { return node_; }
   int fd() const { return file_.fd(); }
   uint32_t span_count() const { return span_count_; }
   FrameBudget& budget() { return budget_; }
 
   // A free span's number; its frames hold no memory. kNoMemory: no address space is left.
-  Result<uint32_t> AllocateSpan() ZP_EXCLUDES(mu_);
+  Result<uint32_t> AllocateSpan(SpanTag tag) ZP_EXCLUDES(mu_);
   // The frames must have been punched.
   void FreeSpan(uint32_t span) ZP_EXCLUDES(mu_);
+  // Whose the span is; kNone for one that is free. May be late by the time it is looked at.
+  SpanTag tag(uint32_t span) const {
+    const uint16_t word = tags_[span].load(std::memory_order_acquire);
+    return {static_cast<FrameOwner>(word & 0xff), static_cast<uint8_t>(word >> 8)};
+  }
+  uint32_t lowest_free_span() const ZP_EXCLUDES(mu_);
+  // No span from this one on was ever handed out.
+  uint32_t span_limit() const { return highest_span_.load(std::memory_order_relaxed) + 1; }
 
   // Makes `count` frames from `first` present; frames that are stay as they are. The caller took them from
   // the budget and counts them. kNoMemory: the node or the machine is full; some may be present, punch them.
@@ -78,11 +99,16 @@ class FrameArena {
   void Punch(uint64_t first, uint32_t count);
 
   // Takes `count` frames from the budget for this arena, or none.
-  bool TryTake(uint32_t count) {
-    if (!budget_.TryTake(count)) return false;
-    taken_.fetch_add(count, std::memory_order_relaxed);
-    return true;
+  bool TryTake(uint32_t count) { return HasRoom(count) && budget_.TryTake(count) && Took(count); }
+  // For the target of a migration, see FrameBudget::kMigrationReserve.
+  bool TryTakeForMigration(uint32_t count) {
+    return HasRoom(count) && budget_.TryTakeForMigration(count) && Took(count);
   }
+  // Frames that this arena may have at most, beside the budget of all. What a real node can give: a bound
+  // allocation on a node without memory ends in the kernel's OOM killer. Concurrent takers may pass it by a
+  // few frames.
+  void set_limit_frames(uint64_t frames) { limit_.store(frames, std::memory_order_relaxed); }
+  uint64_t limit_frames() const { return limit_.load(std::memory_order_relaxed); }
   // Frames taken and not punched: populated ones, and those about to be.
   uint64_t frames_in_use() const { return taken_.load(std::memory_order_relaxed); }
 
@@ -95,6 +121,11 @@ class FrameArena {
 
  private:
   FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors);
+  bool HasRoom(uint32_t count) const { return frames_in_use() + count <= limit_frames(); }
+  bool Took(uint32_t count) {
+    taken_.fetch_add(count, std::memory_order_relaxed);
+    return true;
+  }
 
   const NodeId node_;
   const bool bind_;
@@ -102,8 +133,10 @@ class FrameArena {
   MemoryFile file_;
   Mapping descriptor_memory_;
   FrameDescriptor* const descriptors_;
+  std::atomic<uint16_t>* const tags_;
   const uint32_t span_count_;
   std::atomic<uint64_t> taken_{0};
+  std::atomic<uint64_t> limit_{~uint64_t{0} >> 1};
   std::atomic<uint32_t> highest_span_{0};
 
   mutable Mutex mu_;

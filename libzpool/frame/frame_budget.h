@@ -16,14 +16,13 @@ class FrameBudget {
   FrameBudget(const FrameBudget&) = delete;
   FrameBudget& operator=(const FrameBudget&) = delete;
 
+  // What a migration may take above the limit, since it gives as much back soon: 4 MiB.
+  static constexpr uint64_t kMigrationReserve = 1024;
+
   // Takes all `frames` or none.
-  bool TryTake(uint64_t frames) {
-    const uint64_t limit = limit_.load(std::memory_order_relaxed);
-    uint64_t used = used_.load(std::memory_order_relaxed);
-    do {
-      if (used + frames > limit) return false;
-    } while (!used_.compare_exchange_weak(used, used + frames, std::memory_order_relaxed));
-    return true;
+  bool TryTake(uint64_t frames) { return TryTakeBelow(frames, limit_frames()); }
+  bool TryTakeForMigration(uint64_t frames) {
+    return TryTakeBelow(frames, limit_frames() + kMigrationReserve);
   }
 
   void Give(uint64_t frames) {
@@ -37,6 +36,14 @@ class FrameBudget {
   void set_limit_frames(uint64_t frames) { limit_.store(frames, std::memory_order_relaxed); }
 
  private:
+  bool TryTakeBelow(uint64_t frames, uint64_t limit) {
+    uint64_t used = used_.load(std::memory_order_relaxed);
+    do {
+      if (used + frames > limit) return false;
+    } while (!used_.compare_exchange_weak(used, used + frames, std::memory_order_relaxed));
+    return true;
+  }
+
   std::atomic<uint64_t> limit_;
   std::atomic<uint64_t> used_{0};
 };

@@ -98,12 +98,16 @@ bool HandleTable::Unref(Handle handle) {
 
 Location HandleTable::Retire(Handle handle) {
   HandleEntry& slot = entry(handle);
-  const Location location = Location::Decode(slot.location.load(std::memory_order_acquire));
-  ZP_CHECK(location.is_readable(), "free of a stale handle");
-  const uint8_t generation =
-      static_cast<uint8_t>((location.generation + 1u) & ((1u << Location::kGenerationBits) - 1));
-  slot.location.store(FreeWord(0, generation), std::memory_order_release);
-  return location;
+  uint64_t word = slot.location.load(std::memory_order_acquire);
+  for (;;) {
+    const Location location = Location::Decode(word);
+    ZP_CHECK(location.is_readable(), "free of a stale handle");
+    const uint8_t generation =
+        static_cast<uint8_t>((location.generation + 1u) & ((1u << Location::kGenerationBits) - 1));
+    // A mover may publish another place for it at any time before this.
+    if (slot.location.compare_exchange_weak(word, FreeWord(0, generation), std::memory_order_seq_cst))
+      return location;
+  }
 }
 
 void HandleTable::Recycle(Handle handle) {

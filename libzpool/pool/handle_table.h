@@ -50,14 +50,14 @@ class HandleTable {
   Result<Handle> Insert(const Location& location, const Owner& owner, uint32_t checksum);
 
   // The location word as it is now (Location::Decode). Zero, which is state free, for a handle that never
-  // was.
+  // was. Sequentially consistent, like the publication of a move, as Epochs wants it.
   uint64_t Lookup(Handle handle) const {
-    return InBounds(handle) ? entries_[handle.value()].location.load(std::memory_order_acquire) : 0;
+    return InBounds(handle) ? entries_[handle.value()].location.load(std::memory_order_seq_cst) : 0;
   }
-  // Publishes a move: `to` (node and offset; the rest stays) if the word still is `expected`. The bytes there
-  // must be complete.
+  // Publishes a move if the word still is `expected`; node and offset of `desired` may differ from it. The
+  // bytes there must be complete.
   bool CompareExchangeLocation(Handle handle, uint64_t expected, uint64_t desired) {
-    return entry(handle).location.compare_exchange_strong(expected, desired, std::memory_order_acq_rel);
+    return entry(handle).location.compare_exchange_strong(expected, desired, std::memory_order_seq_cst);
   }
 
   uint32_t checksum(Handle handle) const {

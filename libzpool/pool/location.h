@@ -14,7 +14,6 @@ enum class EntryState : uint8_t {
   kFree = 0,      // a fresh, zeroed entry is free; the offset bits then hold the next free handle
   kReserved = 1,  // taken from the free list, not published yet; after a crash it is free
   kLive = 2,      // the object is readable
-  kIsolated = 3,  // readable, and a mover has it
 };
 
 // Layout of the word:
@@ -25,8 +24,8 @@ enum class EntryState : uint8_t {
 //   |  6   |  36 (1 TiB per node)     |  4   |    12     |  2   |    4     |
 //   +------+--------------------------+------+-----------+------+----------+
 //
-// One word, so that a move is one compare-and-swap. The generation goes up each time an entry is freed: a
-// reader that loaded the word before and finds it equal after has read the same object.
+// One word, so that a move is one compare-and-swap. The generation goes up each time an entry is freed, so
+// that a mover who loaded the word before cannot publish for the entry's next object.
 struct Location {
   NodeId node;
   uint64_t offset = 0;  // bytes from the start of the node's arena; a multiple of 16
@@ -60,7 +59,7 @@ struct Location {
     return location;
   }
   // Whether a load may read it.
-  constexpr bool is_readable() const { return state == EntryState::kLive || state == EntryState::kIsolated; }
+  constexpr bool is_readable() const { return state == EntryState::kLive; }
 
  private:
   static constexpr uint64_t Mask(unsigned bits) { return (uint64_t{1} << bits) - 1; }

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <new>
 #include <utility>
+
+#include "libzpool/base/pause_point.h"
 
 namespace zp {
 namespace {
@@ -18,10 +21,8 @@ constexpr uint64_t kIdleShareOfPool = 64;
 // Zspages looked at per fullness group. More than one only when all free slots of the first lie in frames
 // that are being punched.
 constexpr int kZspagesTried = 4;
-
-uint64_t ZspageBytes(uint32_t size_class) {
-  return sizeof(Zspage) + (SizeClassGeometry::ObjectsPerZspage(size_class) + 63) / 64 * sizeof(uint64_t);
-}
+// Zspages are packed anew if that frees one of so many of their frames.
+constexpr uint64_t kMergeGain = 8;
 
 // The lowest run of set bits.
 struct Run {
@@ -38,15 +39,18 @@ Run LowestRun(uint64_t frames) {
 
 }  // namespace
 
-Result<std::unique_ptr<ZsmallocPool>> ZsmallocPool::Create(FrameArena& arena) {
+Result<std::unique_ptr<ZsmallocPool>> ZsmallocPool::Create(FrameArena& arena, HandleTable& handles,
+                                                           FrameOwner owner) {
   Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<Zspage*>)));
-  ZsmallocPool* pool = new (std::nothrow) ZsmallocPool(arena, std::move(table));
+  ZsmallocPool* pool = new (std::nothrow) ZsmallocPool(arena, handles, owner, std::move(table));
   if (pool == nullptr) return Error{Errc::kNoMemory, 0, "pool"};
   return std::unique_ptr<ZsmallocPool>(pool);
 }
 
-ZsmallocPool::ZsmallocPool(FrameArena& arena, Mapping span_table)
+ZsmallocPool::ZsmallocPool(FrameArena& arena, HandleTable& handles, FrameOwner owner, Mapping span_table)
     : arena_(arena),
+      handles_(handles),
+      owner_(owner),
       span_table_memory_(std::move(span_table)),
       span_table_(reinterpret_cast<std::atomic<Zspage*>*>(span_table_memory_.data())) {
   for (uint32_t i = 0; i < kClassCount; ++i) {
@@ -58,8 +62,7 @@ ZsmallocPool::ZsmallocPool(FrameArena& arena, Mapping span_table)
 ZsmallocPool::~ZsmallocPool() {
   Trim();
   for (SizeClass& c : classes_) {
-    MutexLock lock(c.mu);
-    ZP_DCHECK(c.stats.objects == 0, "a pool is destroyed with objects in it");
+    ZP_DCHECK(c.objects.load(std::memory_order_relaxed) == 0, "a pool is destroyed with objects in it");
   }
 }
 
@@ -76,9 +79,10 @@ Result<uint64_t> ZsmallocPool::Allocate(uint32_t length) {
       MutexLock lock(c.mu);
       if (fresh != nullptr) {
         ++c.stats.zspages;
+        fresh->isolated = false;
         RelinkLocked(c, fresh);
       }
-      outcome = ClaimLocked(c, length, &claim);
+      outcome = ClaimLocked(c, false, &claim);
       if (fresh != nullptr && outcome != ClaimOutcome::kClaimed && DetachIfVacantLocked(c, fresh))
         vacant = fresh;
       fresh = nullptr;
@@ -97,27 +101,56 @@ Result<uint64_t> ZsmallocPool::Allocate(uint32_t length) {
     if (!populated.ok()) {
       {
         MutexLock lock(c.mu);
-        VacateLocked(c, claim.zspage, claim.slot, length);
+        VacateLocked(c, claim.zspage, claim.slot);
       }
       // Whatever the kernel did give is idle now and goes back.
       TrimClass(c);
       return populated.error();
     }
   }
+  c.Count(1, length);
   return claim.zspage->OffsetOf(claim.slot);
 }
 
-void ZsmallocPool::Free(uint64_t offset, uint32_t length) {
+Zspage* ZsmallocPool::ZspageOf(uint64_t offset, uint32_t length) const {
   const uint64_t span = offset / kSpanBytes;
-  ZP_CHECK(span < arena_.span_count(), "free outside of the arena");
+  ZP_CHECK(span < arena_.span_count(), "an object outside of the arena");
   Zspage* zspage = span_table_[span].load(std::memory_order_acquire);
   ZP_CHECK(zspage != nullptr && zspage->size_class() == SizeClassGeometry::ClassOf(length),
-           "free of what is no object");
+           "what is no object");
+  return zspage;
+}
+
+void ZsmallocPool::Bind(uint64_t offset, Handle handle) {
+  Zspage* zspage = span_table_[offset / kSpanBytes].load(std::memory_order_acquire);
+  zspage->SetHandle(zspage->SlotAt(offset % kSpanBytes), handle);
+}
+
+Status ZsmallocPool::Pin(uint64_t offset, uint32_t length) {
+  Zspage* zspage = ZspageOf(offset, length);
   SizeClass& c = classes_[zspage->size_class()];
+  MutexLock lock(c.mu);
+  if (zspage->isolated) return Error{Errc::kBusy, 0, "an object that is being moved"};
+  ++zspage->pins;
+  return OkStatus();
+}
+
+void ZsmallocPool::Unpin(uint64_t offset, uint32_t length) {
+  Zspage* zspage = ZspageOf(offset, length);
+  SizeClass& c = classes_[zspage->size_class()];
+  MutexLock lock(c.mu);
+  ZP_CHECK(zspage->pins > 0, "unpinned more often than pinned");
+  --zspage->pins;
+}
+
+void ZsmallocPool::Free(uint64_t offset, uint32_t length) {
+  Zspage* zspage = ZspageOf(offset, length);
+  SizeClass& c = classes_[zspage->size_class()];
+  c.Count(-1, -int64_t{length});
   PunchBatch batch;
   {
     MutexLock lock(c.mu);
-    VacateLocked(c, zspage, zspage->SlotAt(offset % kSpanBytes), length);
+    VacateLocked(c, zspage, zspage->SlotAt(offset % kSpanBytes));
     if (c.stats.idle_frames > c.stats.frames / kIdleShareOfClass &&
         idle_frames_.load(std::memory_order_relaxed) >
             kIdleFramesOfPool + arena_.frames_in_use() / kIdleShareOfPool) {
@@ -135,12 +168,27 @@ uint64_t ZsmallocPool::Trim() {
 
 SizeClassStats ZsmallocPool::class_stats(uint32_t size_class) const {
   const SizeClass& c = classes_[size_class];
-  MutexLock lock(c.mu);
-  return c.stats;
+  SizeClassStats stats;
+  {
+    MutexLock lock(c.mu);
+    stats = c.stats;
+  }
+  stats.objects = c.objects.load(std::memory_order_relaxed);
+  stats.stored_bytes = c.stored_bytes.load(std::memory_order_relaxed);
+  return stats;
 }
 
-uint64_t ZsmallocPool::metadata_bytes() const {
-  return zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this);
+ObjectPoolStats ZsmallocPool::stats() const {
+  ObjectPoolStats total;
+  total.metadata_bytes = zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this);
+  for (uint32_t i = 0; i < kClassCount; ++i) {
+    const SizeClassStats stats = class_stats(i);
+    total.objects += stats.objects;
+    total.stored_bytes += stats.stored_bytes;
+    total.frames += stats.frames;
+    total.idle_frames += stats.idle_frames;
+  }
+  return total;
 }
 
 void ZsmallocPool::DebugVerify() const {
@@ -157,6 +205,7 @@ void ZsmallocPool::DebugVerify() const {
         ZP_CHECK((z->idle() != 0) == IdleList::IsLinked(z), "idle list out of step");
         ZP_CHECK((z->idle() & ~z->taken()) == 0 && (z->present() & ~z->taken()) == 0, "frames out of step");
         ZP_CHECK(!z->is_vacant(), "vacant zspage kept");
+        ZP_CHECK(!z->isolated, "isolated zspage in a list");
         ++zspages;
         objects += z->live();
         frames += static_cast<uint64_t>(std::popcount(z->taken()));
@@ -170,19 +219,20 @@ void ZsmallocPool::DebugVerify() const {
         }
       }
     }
-    ZP_CHECK(objects == c.stats.objects && frames == c.stats.frames && idle == c.stats.idle_frames &&
-                 zspages == c.stats.zspages,
+    ZP_CHECK(objects == c.objects.load(std::memory_order_relaxed) && frames == c.stats.frames &&
+                 idle == c.stats.idle_frames && zspages == c.stats.zspages,
              "class statistics out of step");
   }
 }
 
-ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, uint32_t length, Claim* claim) {
+ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, bool holes, Claim* claim) {
   Zspage* zspage = nullptr;
   int slot = -1;
-  for (int group = static_cast<int>(FullnessGroup::kAlmostFull); group >= 0 && slot < 0; --group) {
+  const int lowest = holes ? static_cast<int>(FullnessGroup::kAlmostFull) : 0;
+  for (int group = static_cast<int>(FullnessGroup::kAlmostFull); group >= lowest && slot < 0; --group) {
     zspage = c.groups[static_cast<size_t>(group)].front();
     for (int tried = 0; zspage != nullptr && tried < kZspagesTried; ++tried) {
-      slot = zspage->FindFree();
+      slot = holes ? zspage->FindFreePresent() : zspage->FindFree();
       if (slot >= 0) break;
       zspage = GroupList::Next(zspage);
     }
@@ -197,11 +247,8 @@ ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, uint32_t leng
   }
   const int idle_before = std::popcount(zspage->idle());
   zspage->MarkTaken(missing);
-  zspage->Occupy(static_cast<uint32_t>(slot));
   CountIdleLocked(c, std::popcount(zspage->idle()) - idle_before);
-  ++c.stats.objects;
-  c.stats.stored_bytes += length;
-  RelinkLocked(c, zspage);
+  ClaimSlotLocked(c, zspage, static_cast<uint32_t>(slot));
 
   claim->zspage = zspage;
   claim->slot = static_cast<uint32_t>(slot);
@@ -211,12 +258,17 @@ ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, uint32_t leng
   return ClaimOutcome::kClaimed;
 }
 
-void ZsmallocPool::VacateLocked(SizeClass& c, Zspage* zspage, uint32_t slot, uint32_t length) {
+void ZsmallocPool::ClaimSlotLocked(SizeClass& c, Zspage* zspage, uint32_t slot) {
+  const int idle_before = std::popcount(zspage->idle());
+  zspage->Occupy(slot);
+  CountIdleLocked(c, std::popcount(zspage->idle()) - idle_before);
+  RelinkLocked(c, zspage);
+}
+
+void ZsmallocPool::VacateLocked(SizeClass& c, Zspage* zspage, uint32_t slot) {
   const int idle_before = std::popcount(zspage->idle());
   zspage->Vacate(slot);
   CountIdleLocked(c, std::popcount(zspage->idle()) - idle_before);
-  --c.stats.objects;
-  c.stats.stored_bytes -= length;
   RelinkLocked(c, zspage);
 }
 
@@ -227,6 +279,7 @@ void ZsmallocPool::CountIdleLocked(SizeClass& c, int delta) {
 }
 
 void ZsmallocPool::RelinkLocked(SizeClass& c, Zspage* zspage) {
+  if (zspage->isolated) return;
   const FullnessGroup group = zspage->group();
   if (!GroupList::IsLinked(zspage) || zspage->linked_group != group) {
     if (GroupList::IsLinked(zspage)) {
@@ -253,36 +306,55 @@ void ZsmallocPool::CollectIdleLocked(SizeClass& c, PunchBatch* batch) {
   }
 }
 
+void ZsmallocPool::UnlinkLocked(SizeClass& c, Zspage* zspage) {
+  if (GroupList::IsLinked(zspage)) {
+    c.groups[static_cast<size_t>(zspage->linked_group)].Remove(zspage);
+    --c.stats.zspages_by_group[static_cast<size_t>(zspage->linked_group)];
+  }
+  if (IdleList::IsLinked(zspage)) c.idle.Remove(zspage);
+}
+
 bool ZsmallocPool::DetachIfVacantLocked(SizeClass& c, Zspage* zspage) {
-  if (!zspage->is_vacant()) return false;
-  c.groups[static_cast<size_t>(zspage->linked_group)].Remove(zspage);
-  --c.stats.zspages_by_group[static_cast<size_t>(zspage->linked_group)];
+  if (!zspage->is_vacant() || zspage->isolated) return false;
+  UnlinkLocked(c, zspage);
+  zspage->isolated = true;
   --c.stats.zspages;
+  // Under the lock, so that who finds a zspage in the table under it may use it.
+  span_table_[zspage->span()].store(nullptr, std::memory_order_release);
   return true;
 }
 
 Status ZsmallocPool::PopulateClaim(SizeClass& c, const Claim& claim) {
-  const uint64_t base = uint64_t{claim.zspage->span()} * kFramesPerSpan;
-  for (uint64_t rest = claim.populate; rest != 0;) {
+  ZP_TRY(PopulateFrames(claim.zspage->span(), claim.populate));
+  MutexLock lock(c.mu);
+  claim.zspage->MarkPresent(claim.populate);
+  return OkStatus();
+}
+
+Status ZsmallocPool::PopulateFrames(uint32_t span, uint64_t frames) {
+  const uint64_t base = uint64_t{span} * kFramesPerSpan;
+  for (uint64_t rest = frames; rest != 0;) {
     const Run run = LowestRun(rest);
     ZP_TRY(arena_.Populate(base + run.first, run.count));
     rest &= ~run.mask;
   }
-  MutexLock lock(c.mu);
-  claim.zspage->MarkPresent(claim.populate);
   return OkStatus();
+}
+
+void ZsmallocPool::PunchFrames(uint32_t span, uint64_t frames) {
+  const uint64_t base = uint64_t{span} * kFramesPerSpan;
+  for (uint64_t rest = frames; rest != 0;) {
+    const Run run = LowestRun(rest);
+    arena_.Punch(base + run.first, run.count);
+    rest &= ~run.mask;
+  }
 }
 
 uint64_t ZsmallocPool::FinishPunch(SizeClass& c, PunchBatch* batch) {
   uint64_t frames = 0;
   for (int i = 0; i < batch->count; ++i) {
     const PunchBatch::Item item = batch->items[static_cast<size_t>(i)];
-    const uint64_t base = uint64_t{item.zspage->span()} * kFramesPerSpan;
-    for (uint64_t rest = item.frames; rest != 0;) {
-      const Run run = LowestRun(rest);
-      arena_.Punch(base + run.first, run.count);
-      rest &= ~run.mask;
-    }
+    PunchFrames(item.zspage->span(), item.frames);
     bool vacant = false;
     {
       MutexLock lock(c.mu);
@@ -312,23 +384,371 @@ uint64_t ZsmallocPool::TrimClass(SizeClass& c) {
 }
 
 Result<Zspage*> ZsmallocPool::NewZspage(uint32_t size_class) {
-  const uint32_t span = ZP_TRY(arena_.AllocateSpan());
+  const uint32_t span = ZP_TRY(arena_.AllocateSpan({owner_, static_cast<uint8_t>(size_class)}));
   Zspage* zspage = Zspage::New(arena_, span, size_class);
   if (zspage == nullptr) {
     arena_.FreeSpan(span);
     return Error{Errc::kNoMemory, 0, "zspage"};
   }
-  zspage_bytes_.fetch_add(ZspageBytes(size_class), std::memory_order_relaxed);
+  zspage_bytes_.fetch_add(Zspage::BytesOf(size_class), std::memory_order_relaxed);
   span_table_[span].store(zspage, std::memory_order_release);
   return zspage;
 }
 
+// It is out of the table and of all lists, and no frame of it is taken.
 void ZsmallocPool::DiscardZspage(Zspage* zspage) {
   const uint32_t span = zspage->span();
-  span_table_[span].store(nullptr, std::memory_order_release);
-  zspage_bytes_.fetch_sub(ZspageBytes(zspage->size_class()), std::memory_order_relaxed);
+  zspage_bytes_.fetch_sub(Zspage::BytesOf(zspage->size_class()), std::memory_order_relaxed);
   Zspage::Destroy(zspage);
   arena_.FreeSpan(span);
+}
+
+// ---- moving
+
+ZsmallocPool::SizeClass* ZsmallocPool::ClassOf(uint32_t span) {
+  if (span >= arena_.span_count()) return nullptr;
+  const SpanTag tag = arena_.tag(span);
+  return tag.owner == owner_ ? &classes_[tag.size_class] : nullptr;
+}
+
+Zspage* ZsmallocPool::FindLocked(SizeClass& c, uint32_t span) {
+  // Only a zspage that lies in the table under the lock of its own class stays while the lock is held.
+  Zspage* zspage = span_table_[span].load(std::memory_order_acquire);
+  if (zspage == nullptr || arena_.tag(span) != SpanTag{owner_, static_cast<uint8_t>(&c - classes_.data())})
+    return nullptr;
+  return zspage;
+}
+
+std::optional<SpanShape> ZsmallocPool::ShapeOf(uint32_t span) {
+  SizeClass* c = ClassOf(span);
+  if (c == nullptr) return std::nullopt;
+  MutexLock lock(c->mu);
+  const Zspage* zspage = FindLocked(*c, span);
+  if (zspage == nullptr || zspage->isolated) return std::nullopt;
+  return SpanShape{zspage->occupied(), zspage->size_class()};
+}
+
+Result<uint32_t> ZsmallocPool::Reserve(const SpanShape& shape) {
+  const uint32_t count = static_cast<uint32_t>(std::popcount(shape.frames));
+  SizeClass& c = classes_[shape.size_class];
+  Zspage* const zspage = ZP_TRY(NewZspage(shape.size_class));
+  Status got = Error{Errc::kNoMemory, 0, "frames for a migration"};
+  if (arena_.TryTakeForMigration(count)) {
+    got = PopulateFrames(zspage->span(), shape.frames);
+    if (!got.ok()) PunchFrames(zspage->span(), shape.frames);
+  }
+  if (!got.ok()) {
+    {
+      MutexLock lock(c.mu);
+      span_table_[zspage->span()].store(nullptr, std::memory_order_release);
+    }
+    DiscardZspage(zspage);
+    return got.error();
+  }
+  MutexLock lock(c.mu);
+  ++c.stats.zspages;
+  c.stats.frames += count;
+  zspage->MarkTaken(shape.frames);
+  zspage->MarkPresent(shape.frames);
+  CountIdleLocked(c, std::popcount(zspage->idle()));
+  return zspage->span();
+}
+
+MigrateOutcome ZsmallocPool::Isolate(uint32_t span, const SpanShape& shape) {
+  SizeClass* c = ClassOf(span);
+  if (c == nullptr) return MigrateOutcome::kGone;
+  MutexLock lock(c->mu);
+  Zspage* zspage = FindLocked(*c, span);
+  if (zspage == nullptr) return MigrateOutcome::kGone;
+  if (zspage->isolated) return MigrateOutcome::kBusy;
+  if (zspage->pins != 0) return MigrateOutcome::kPinned;
+  if (zspage->size_class() != shape.size_class || (zspage->occupied() & ~shape.frames) != 0 ||
+      zspage->punching() != 0 || zspage->HasUnbound()) {
+    return MigrateOutcome::kBusy;
+  }
+  UnlinkLocked(*c, zspage);
+  zspage->isolated = true;
+  return MigrateOutcome::kMoved;
+}
+
+bool ZsmallocPool::MoveObject(Zspage* from, uint32_t slot, ZsmallocPool& pool, Zspage* to, uint32_t to_slot,
+                              Handle handle, uint64_t word) {
+  Location location = Location::Decode(word);
+  const int64_t length = location.length;
+  std::memcpy(pool.arena_.At(to->OffsetOf(to_slot)), arena_.At(from->OffsetOf(slot)), location.length);
+  to->SetHandle(to_slot, handle);
+  location.node = pool.arena_.node();
+  location.offset = to->OffsetOf(to_slot);
+  // Counted there before it can be freed there.
+  pool.classes_[to->size_class()].Count(1, length);
+  if (handles_.CompareExchangeLocation(handle, word, location.Encode())) {
+    classes_[from->size_class()].Count(-1, -length);
+    from->SetHandle(slot, Zspage::kMovedAway);
+    return true;
+  }
+  pool.classes_[to->size_class()].Count(-1, -length);
+  to->SetHandle(to_slot, Handle());
+  return false;
+}
+
+MigratedSpan ZsmallocPool::Migrate(uint32_t span, MovableOwner& target, uint32_t target_span,
+                                   const std::atomic<bool>* abort) {
+  return MoveSpan(span, static_cast<ZsmallocPool&>(target), target_span, nullptr, abort);
+}
+
+MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t target_span, uint32_t* packed,
+                                    const std::atomic<bool>* abort) {
+  // The caller's: both are isolated.
+  Zspage* const from = span_table_[span].load(std::memory_order_acquire);
+  Zspage* const to = pool.span_table_[target_span].load(std::memory_order_acquire);
+  ZP_CHECK(from != nullptr && to != nullptr && from->isolated && to->isolated &&
+               from->size_class() == to->size_class(),
+           "migration of spans that do not match");
+  // What there is to move; objects freed from now on are met below.
+  std::array<uint64_t, SizeClassGeometry::kMostObjects / 64> used;
+  const uint32_t words = (from->objects() + 63) / 64;
+  {
+    SizeClass& c = classes_[from->size_class()];
+    MutexLock lock(c.mu);
+    std::copy_n(from->used_words(), words, used.begin());
+  }
+  // fn(slot, slot in the target) until it says no or the target has no more room.
+  const uint32_t first = packed != nullptr ? *packed : 0;
+  const uint32_t room = packed != nullptr ? to->RoomBelow(to->present()) : from->objects();
+  const auto for_each_slot = [&](auto&& fn) {
+    uint32_t next = first;
+    for (uint32_t word = 0; word < words; ++word) {
+      for (uint64_t rest = used[word]; rest != 0; rest &= rest - 1) {
+        const uint32_t slot = word * 64 + static_cast<uint32_t>(std::countr_zero(rest));
+        if (next == room || !fn(slot, packed != nullptr ? next : slot)) return;
+        ++next;
+      }
+    }
+  };
+  {
+    SizeClass& c = pool.classes_[to->size_class()];
+    MutexLock lock(c.mu);
+    const int idle_before = std::popcount(to->idle());
+    for_each_slot([&](uint32_t, uint32_t to_slot) {
+      if (packed != nullptr) ++*packed;
+      to->Occupy(to_slot);
+      to->SetHandle(to_slot, Zspage::kMovedAway);
+      return true;
+    });
+    pool.CountIdleLocked(c, std::popcount(to->idle()) - idle_before);
+  }
+  MigratedSpan result;
+  for_each_slot([&](uint32_t slot, uint32_t to_slot) {
+    ZP_PAUSE_POINT("migrate.object");
+    if (abort != nullptr && abort->load(std::memory_order_relaxed)) {
+      result.outcome = MigrateOutcome::kAborted;
+      return false;
+    }
+    const Handle handle = from->handle(slot);
+    if (handle.is_null()) return true;  // freed
+    const uint64_t word = handles_.Lookup(handle);
+    const Location location = Location::Decode(word);
+    // Freed, or freed and used again, or moved by another: nothing of it is here.
+    if (!location.is_readable() || location.node != arena_.node() || location.offset != from->OffsetOf(slot))
+      return true;
+    if (MoveObject(from, slot, pool, to, to_slot, handle, word)) {
+      ++result.objects;
+      result.bytes += location.length;
+    } else {
+      to->SetHandle(to_slot, Zspage::kMovedAway);
+    }
+    return true;
+  });
+  if (result.outcome != MigrateOutcome::kAborted) return result;
+  for_each_slot([&](uint32_t slot, uint32_t to_slot) {
+    if (from->handle(slot) != Zspage::kMovedAway) return true;
+    const Handle handle = to->handle(to_slot);
+    const uint64_t word = handles_.Lookup(handle);
+    Location location = Location::Decode(word);
+    if (!location.is_readable() || location.node != pool.arena_.node() ||
+        location.offset != to->OffsetOf(to_slot))
+      return true;
+    const int64_t length = location.length;
+    location.node = arena_.node();
+    location.offset = from->OffsetOf(slot);
+    from->SetHandle(slot, handle);
+    classes_[from->size_class()].Count(1, length);
+    if (handles_.CompareExchangeLocation(handle, word, location.Encode())) {
+      pool.classes_[to->size_class()].Count(-1, -length);
+      to->SetHandle(to_slot, Zspage::kMovedAway);
+    } else {
+      classes_[from->size_class()].Count(-1, -length);
+      from->SetHandle(slot, Zspage::kMovedAway);  // freed there: here, too, then
+    }
+    return true;
+  });
+  result.objects = 0;
+  result.bytes = 0;
+  return result;
+}
+
+void ZsmallocPool::Putback(uint32_t span) {
+  Zspage* const zspage = span_table_[span].load(std::memory_order_acquire);
+  ZP_CHECK(zspage != nullptr && zspage->isolated, "putback of a span that is not isolated");
+  SizeClass& c = classes_[zspage->size_class()];
+  PunchBatch batch;
+  {
+    MutexLock lock(c.mu);
+    for (int at = zspage->HighestUsed(zspage->objects()); at >= 0;
+         at = zspage->HighestUsed(static_cast<uint32_t>(at))) {
+      const uint32_t slot = static_cast<uint32_t>(at);
+      if (zspage->handle(slot) == Zspage::kMovedAway) VacateLocked(c, zspage, slot);
+    }
+    zspage->isolated = false;
+    RelinkLocked(c, zspage);
+    if (zspage->live() == 0) {
+      const uint64_t frames = zspage->BeginPunch();
+      CountIdleLocked(c, -std::popcount(frames));
+      if (IdleList::IsLinked(zspage)) c.idle.Remove(zspage);
+      batch.items[0] = {zspage, frames};
+      batch.count = 1;
+    }
+  }
+  FinishPunch(c, &batch);
+}
+
+// ---- compaction
+
+bool ZsmallocPool::AddMoving(Zspage* from, uint32_t slot, const Claim& to, CompactBatch* batch) const {
+  const Handle handle = from->handle(slot);
+  if (handle.is_null()) return false;
+  const uint64_t word = handles_.Lookup(handle);
+  const Location location = Location::Decode(word);
+  if (!location.is_readable() || location.node != arena_.node() || location.offset != from->OffsetOf(slot))
+    return false;
+  batch->objects[batch->count++] = {handle, word, slot, to};
+  return true;
+}
+
+// All that is in `from`, or the first of it, into holes of others; it is in no list.
+bool ZsmallocPool::ChooseHolesLocked(SizeClass& c, Zspage* from, CompactBatch* batch) {
+  const uint32_t wanted = std::min(from->live(), kCompactObjects);
+  for (int at = from->HighestUsed(from->objects()); at >= 0 && batch->count < wanted;
+       at = from->HighestUsed(static_cast<uint32_t>(at))) {
+    Claim claim;
+    if (ClaimLocked(c, true, &claim) != ClaimOutcome::kClaimed) break;
+    if (!AddMoving(from, static_cast<uint32_t>(at), claim, batch)) VacateLocked(c, claim.zspage, claim.slot);
+  }
+  // Some may be on their way in or out; but if there was no room for most, the frames would not come free.
+  if (batch->count * 2 > wanted) return true;
+  for (uint32_t i = 0; i < batch->count; ++i)
+    VacateLocked(c, batch->objects[i].to.zspage, batch->objects[i].to.slot);
+  batch->count = 0;
+  return false;
+}
+
+ZsmallocPool::Choice ZsmallocPool::ChooseLocked(SizeClass& c, uint32_t waste_permille, CompactBatch* batch) {
+  const uint64_t object_bytes = c.stats.object_bytes;
+  const auto frames_for = [&](uint64_t objects) {
+    return (objects * object_bytes + kPageBytes - 1) / kPageBytes;
+  };
+  const uint64_t objects = c.objects.load(std::memory_order_relaxed);
+  const uint64_t in_use = c.stats.frames - c.stats.idle_frames;
+  if (in_use <= frames_for(objects) ||
+      (in_use - frames_for(objects)) * 1000 <= c.stats.frames * waste_permille)
+    return {};
+  Choice merge;
+  uint64_t live = 0;
+  uint64_t frames = 0;
+  for (int group = 0; group < static_cast<int>(FullnessGroup::kFull); ++group) {
+    Zspage* zspage = c.groups[static_cast<size_t>(group)].front();
+    for (; zspage != nullptr && merge.count < kMergeSpans; zspage = GroupList::Next(zspage)) {
+      if (zspage->pins != 0 || zspage->punching() != 0 || zspage->live() == 0) continue;
+      if (merge.count == 0 && group < static_cast<int>(FullnessGroup::kAlmostFull)) {
+        UnlinkLocked(c, zspage);
+        zspage->isolated = true;
+        Choice holes;
+        holes.from = zspage;
+        if (ChooseHolesLocked(c, zspage, batch)) return holes;
+        zspage->isolated = false;
+        RelinkLocked(c, zspage);
+      }
+      if (live + zspage->live() > zspage->objects()) break;
+      live += zspage->live();
+      frames += static_cast<uint64_t>(std::popcount(zspage->occupied()));
+      merge.spans[merge.count++] = zspage->span();
+    }
+  }
+  merge.frames = frames_for(live);
+  const bool gains = frames > merge.frames && (frames - merge.frames) * kMergeGain >= frames;
+  return gains ? merge : Choice{};
+}
+
+ZsmallocPool::Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, Epochs& epochs) {
+  const uint32_t size_class = static_cast<uint32_t>(&c - classes_.data());
+  const uint64_t all = ~uint64_t{0};
+  const Result<uint32_t> target =
+      Reserve({choice.frames >= 64 ? all : (uint64_t{1} << choice.frames) - 1, size_class});
+  if (!target.ok()) return {};
+  Compacted result;
+  std::array<uint32_t, kMergeSpans> isolated;
+  uint32_t count = 0;
+  for (uint32_t i = 0; i < choice.count; ++i) {
+    if (Isolate(choice.spans[i], {all, size_class}) == MigrateOutcome::kMoved)
+      isolated[count++] = choice.spans[i];
+  }
+  uint32_t next = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    const MigratedSpan moved = MoveSpan(isolated[i], *this, *target, &next, nullptr);
+    result.objects += moved.objects;
+    result.bytes += moved.bytes;
+  }
+  ZP_PAUSE_POINT("compact.published");
+  epochs.Synchronize();
+  for (uint32_t i = 0; i < count; ++i) Putback(isolated[i]);
+  Putback(*target);
+  return result;
+}
+
+ZsmallocPool::Compacted ZsmallocPool::Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs) {
+  SizeClass& c = classes_[size_class];
+  CompactBatch batch;
+  Compacted result;
+  Choice choice;
+  {
+    MutexLock lock(c.mu);
+    choice = ChooseLocked(c, waste_permille, &batch);
+  }
+  Zspage* const from = choice.from;
+  if (from == nullptr) return choice.count == 0 ? result : Merge(c, choice, epochs);
+  for (uint32_t i = 0; i < batch.count; ++i) {
+    Moving& object = batch.objects[i];
+    object.moved =
+        MoveObject(from, object.slot, *this, object.to.zspage, object.to.slot, object.handle, object.word);
+    if (!object.moved) continue;
+    ++result.objects;
+    result.bytes += Location::Decode(object.word).length;
+  }
+  ZP_PAUSE_POINT("compact.published");
+  epochs.Synchronize();
+  PunchBatch punch;
+  {
+    MutexLock lock(c.mu);
+    for (uint32_t i = 0; i < batch.count; ++i) {
+      const Moving& object = batch.objects[i];
+      if (object.moved) {
+        VacateLocked(c, from, object.slot);
+      } else {
+        VacateLocked(c, object.to.zspage, object.to.slot);
+      }
+    }
+    from->isolated = false;
+    RelinkLocked(c, from);
+    if (from->idle() != 0) {
+      const uint64_t frames = from->BeginPunch();
+      CountIdleLocked(c, -std::popcount(frames));
+      c.idle.Remove(from);
+      punch.items[0] = {from, frames};
+      punch.count = 1;
+    }
+  }
+  FinishPunch(c, &punch);
+  return result;
 }
 
 }  // namespace zp

@@ -6,25 +6,17 @@
 #include <cstdint>
 #include <memory>
 
+#include "libzpool/base/epochs.h"
 #include "libzpool/base/mapping.h"
 #include "libzpool/base/mutex.h"
 #include "libzpool/base/result.h"
 #include "libzpool/frame/frame_arena.h"
+#include "libzpool/pool/handle_table.h"
+#include "libzpool/pool/object_pool.h"
 #include "libzpool/pool/zspage.h"
 #include "libzpool/pool/zspage_list.h"
 
 namespace zp {
-
-// What one size class holds, as the kernel's zsmalloc/.../classes tells it.
-struct SizeClassStats {
-  uint32_t object_bytes = 0;  // the class's size
-  uint64_t objects = 0;
-  uint64_t stored_bytes = 0;  // sum of the objects' own lengths
-  uint64_t zspages = 0;
-  uint64_t frames = 0;       // taken from the budget, idle ones included
-  uint64_t idle_frames = 0;  // of these, without any object
-  std::array<uint64_t, kFullnessGroups> zspages_by_group{};
-};
 
 // Idea: zsmalloc in user space. Size classes 16 bytes apart; a zspage is a whole span of 64 frames with
 //   contiguous addresses, since here addresses are free, and lazily populated, since memory is not. So no
@@ -34,39 +26,50 @@ struct SizeClassStats {
 //   stay populated (idle) up to a small share of the pool. Coming is not: populating ahead was measured to
 //   save a tenth, and small pools pay for it in density.
 // Cost: see Zspage, and 8 bytes of address space per span.
-// Threads: all methods may be called at any time. The objects' bytes belong to whoever has the offset.
 // Locks: one mutex per class, no two at a time, no system call under them; the arena's map of spans is
 //   below.
-// Failure: kNoMemory from Allocate leaves nothing behind.
 // Source: Linux mm/zsmalloc.c for classes and fullness groups.
-class ZsmallocPool {
+class ZsmallocPool final : public ObjectPool {
  public:
   static constexpr uint32_t kClassCount = SizeClassGeometry::kCount;
 
-  // `arena` must outlive the pool.
-  static Result<std::unique_ptr<ZsmallocPool>> Create(FrameArena& arena);
+  // Both must outlive the pool. `owner` is what its spans are tagged with: standby pages, which are whole
+  // frames, have a pool of their own.
+  static Result<std::unique_ptr<ZsmallocPool>> Create(FrameArena& arena, HandleTable& handles,
+                                                      FrameOwner owner = FrameOwner::kZsmalloc);
   // Every object must have been freed; idle frames are given back here.
-  ~ZsmallocPool();
+  ~ZsmallocPool() override;
   ZsmallocPool(const ZsmallocPool&) = delete;
   ZsmallocPool& operator=(const ZsmallocPool&) = delete;
 
-  // Room for `length` bytes, 1..4096, in populated memory. Returns the offset in the arena, a multiple of 16;
-  // it is good until Free. kNoMemory: the budget, the address space or the kernel's memory is exhausted,
-  // after idle frames were given back.
-  Result<uint64_t> Allocate(uint32_t length);
-  // `length` as given to Allocate. The bytes are gone at once.
-  void Free(uint64_t offset, uint32_t length);
+  Result<uint64_t> Allocate(uint32_t length) override;
+  void Bind(uint64_t offset, Handle handle) override;
+  void Free(uint64_t offset, uint32_t length) override;
+  Status Pin(uint64_t offset, uint32_t length) override;
+  void Unpin(uint64_t offset, uint32_t length) override;
+  uint64_t Trim() override;
+  ObjectPoolStats stats() const override;
+  void DebugVerify() const override;
 
-  std::byte* ObjectAt(uint64_t offset) const { return arena_.At(offset); }
+  std::optional<SpanShape> ShapeOf(uint32_t span) override;
+  Result<uint32_t> Reserve(const SpanShape& shape) override;
+  MigrateOutcome Isolate(uint32_t span, const SpanShape& shape) override;
+  MigratedSpan Migrate(uint32_t span, MovableOwner& target, uint32_t target_span,
+                       const std::atomic<bool>* abort) override;
+  void Putback(uint32_t span) override;
 
-  // Gives all idle frames back. Returns how many. Calls the kernel, so not for the path of a fault.
-  uint64_t Trim();
+  // One step of compaction. Either moves up to kCompactObjects objects of the class's sparsest zspage into
+  // holes of almost full ones, in frames that are present; or, where there is no room for that, moves several
+  // sparse zspages, packed, to a new one. Waits for readers once. Zero objects: there is nothing to gain.
+  static constexpr uint32_t kCompactObjects = 128;
+  struct Compacted {
+    uint32_t objects = 0;
+    uint64_t bytes = 0;
+  };
+  // Only where more than `waste_permille` thousandths of the class's frames are to gain, and one at least.
+  Compacted Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs);
 
   SizeClassStats class_stats(uint32_t size_class) const;
-  // Bytes that zspages and their lists take.
-  uint64_t metadata_bytes() const;
-  // ZP_CHECKs every invariant of every class. Slow; nobody may be in the pool.
-  void DebugVerify() const;
 
  private:
   using GroupList = ZspageList<&Zspage::group_link>;
@@ -76,7 +79,14 @@ class ZsmallocPool {
     mutable Mutex mu;
     std::array<GroupList, kFullnessGroups> groups ZP_GUARDED_BY(mu);
     IdleList idle ZP_GUARDED_BY(mu);  // zspages that have idle frames
-    SizeClassStats stats ZP_GUARDED_BY(mu);
+    SizeClassStats stats
+        ZP_GUARDED_BY(mu);  // without objects and stored_bytes, which movers change without the lock
+    std::atomic<uint64_t> objects{0};
+    std::atomic<uint64_t> stored_bytes{0};
+    void Count(int64_t count, int64_t bytes) {
+      objects.fetch_add(static_cast<uint64_t>(count), std::memory_order_relaxed);
+      stored_bytes.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
+    }
   };
 
   // What ClaimLocked found.
@@ -97,10 +107,52 @@ class ZsmallocPool {
     int count = 0;
   };
 
-  ZsmallocPool(FrameArena& arena, Mapping span_table);
+  static constexpr uint32_t kMergeSpans = 16;
+  // An object that Compact is moving.
+  struct Moving {
+    Handle handle;
+    uint64_t word;  // its location
+    uint32_t slot;
+    Claim to;
+    bool moved = false;
+  };
+  struct CompactBatch {
+    std::array<Moving, kCompactObjects> objects;
+    uint32_t count = 0;
+  };
 
-  ClaimOutcome ClaimLocked(SizeClass& c, uint32_t length, Claim* claim) ZP_REQUIRES(c.mu);
-  void VacateLocked(SizeClass& c, Zspage* zspage, uint32_t slot, uint32_t length) ZP_REQUIRES(c.mu);
+  ZsmallocPool(FrameArena& arena, HandleTable& handles, FrameOwner owner, Mapping span_table);
+
+  // The zspage of an object that the caller has.
+  Zspage* ZspageOf(uint64_t offset, uint32_t length) const;
+  // The zspage of `span`, under its class's lock; null if it is no zspage of this pool any more.
+  SizeClass* ClassOf(uint32_t span);
+  Zspage* FindLocked(SizeClass& c, uint32_t span) ZP_REQUIRES(c.mu);
+
+  // `holes`: only in almost full zspages, and in frames that are present.
+  ClaimOutcome ClaimLocked(SizeClass& c, bool holes, Claim* claim) ZP_REQUIRES(c.mu);
+  void VacateLocked(SizeClass& c, Zspage* zspage, uint32_t slot) ZP_REQUIRES(c.mu);
+  void UnlinkLocked(SizeClass& c, Zspage* zspage) ZP_REQUIRES(c.mu);
+  // Copies the object and publishes the copy, if the entry still says `word`.
+  bool MoveObject(Zspage* from, uint32_t slot, ZsmallocPool& pool, Zspage* to, uint32_t to_slot,
+                  Handle handle, uint64_t word);
+  // What to compact. With objects in `batch`: they have targets, and `from` is isolated. With `spans`: they
+  // fit into `frames` frames of one zspage.
+  struct Choice {
+    Zspage* from = nullptr;
+    std::array<uint32_t, kMergeSpans> spans;
+    uint32_t count = 0;
+    uint64_t frames = 0;
+  };
+  Choice ChooseLocked(SizeClass& c, uint32_t waste_permille, CompactBatch* batch) ZP_REQUIRES(c.mu);
+  bool ChooseHolesLocked(SizeClass& c, Zspage* from, CompactBatch* batch) ZP_REQUIRES(c.mu);
+  Compacted Merge(SizeClass& c, const Choice& choice, Epochs& epochs);
+  // To the same slots of `target_span`, or, `packed`, to those from *packed on, which is advanced, as many as
+  // have room in its frames.
+  MigratedSpan MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t target_span, uint32_t* packed,
+                        const std::atomic<bool>* abort);
+  bool AddMoving(Zspage* from, uint32_t slot, const Claim& to, CompactBatch* batch) const;
+  void ClaimSlotLocked(SizeClass& c, Zspage* zspage, uint32_t slot) ZP_REQUIRES(c.mu);
   void CountIdleLocked(SizeClass& c, int delta) ZP_REQUIRES(c.mu);
   // Puts the zspage into the lists that fit its state.
   void RelinkLocked(SizeClass& c, Zspage* zspage) ZP_REQUIRES(c.mu);
@@ -114,8 +166,12 @@ class ZsmallocPool {
   uint64_t TrimClass(SizeClass& c);
   Result<Zspage*> NewZspage(uint32_t size_class);
   void DiscardZspage(Zspage* zspage);
+  Status PopulateFrames(uint32_t span, uint64_t frames);
+  void PunchFrames(uint32_t span, uint64_t frames);
 
   FrameArena& arena_;
+  HandleTable& handles_;
+  const FrameOwner owner_;
   Mapping span_table_memory_;
   std::atomic<Zspage*>* const span_table_;  // by span; set while the span is a zspage of this pool
   std::atomic<uint64_t> zspage_bytes_{0};

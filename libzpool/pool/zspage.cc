@@ -10,12 +10,27 @@
 namespace zp {
 
 Zspage* Zspage::New(FrameArena& arena, uint32_t span, uint32_t size_class) {
-  const size_t words = (SizeClassGeometry::ObjectsPerZspage(size_class) + 63) / 64;
-  void* memory = ::operator new(sizeof(Zspage) + words * sizeof(uint64_t), std::nothrow);
+  const uint64_t bytes = BytesOf(size_class);
+  void* memory = ::operator new(bytes, std::nothrow);
   if (memory == nullptr) return nullptr;
   Zspage* zspage = new (memory) Zspage(arena, span, size_class);
-  std::memset(zspage->used(), 0, words * sizeof(uint64_t));
+  std::memset(static_cast<void*>(zspage->used()), 0, bytes - sizeof(Zspage));
   return zspage;
+}
+
+uint64_t Zspage::BytesOf(uint32_t size_class) {
+  const uint32_t objects = SizeClassGeometry::ObjectsPerZspage(size_class);
+  return sizeof(Zspage) + WordsOf(objects) * sizeof(uint64_t) + objects * sizeof(std::atomic<uint32_t>);
+}
+
+bool Zspage::HasUnbound() const {
+  for (size_t word = 0; word < WordsOf(objects_); ++word) {
+    for (uint64_t rest = used()[word]; rest != 0; rest &= rest - 1) {
+      if (handle(static_cast<uint32_t>(word * 64) + static_cast<uint32_t>(std::countr_zero(rest))).is_null())
+        return true;
+    }
+  }
+  return false;
 }
 
 void Zspage::Destroy(Zspage* zspage) {
@@ -46,6 +61,16 @@ int Zspage::FindFree() const {
   return FirstFreeIn(0, objects_, 0);
 }
 
+int Zspage::HighestUsed(uint32_t limit) const {
+  for (uint32_t word = (limit + 63) / 64; word-- > 0;) {
+    uint64_t in_use = used()[word];
+    if (limit < (word + 1) * 64) in_use &= (uint64_t{1} << (limit % 64)) - 1;
+    if (in_use != 0)
+      return static_cast<int>(word * 64 + 63 - static_cast<uint32_t>(std::countl_zero(in_use)));
+  }
+  return -1;
+}
+
 uint64_t Zspage::FramesOf(uint32_t slot) const {
   const uint32_t begin = slot * object_bytes_;
   const uint32_t first = begin / kPageBytes;
@@ -56,6 +81,7 @@ uint64_t Zspage::FramesOf(uint32_t slot) const {
 void Zspage::Occupy(uint32_t slot) {
   ZP_DCHECK(!is_occupied(slot), "slot is in use");
   used()[slot / 64] |= uint64_t{1} << (slot % 64);
+  SetHandle(slot, Handle());
   ++live_;
   const uint64_t frames = FramesOf(slot);
   for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
@@ -87,10 +113,7 @@ uint32_t Zspage::SlotAt(uint64_t offset_in_span) const {
 void Zspage::MarkTaken(uint64_t frames) {
   taken_ |= frames;
   for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
-    FrameDescriptor& frame = descriptor(static_cast<uint32_t>(std::countr_zero(rest)));
-    frame.owner = FrameOwner::kZsmalloc;
-    frame.size_class = size_class_;
-    if (frame.live == 0) idle_ |= rest & -rest;
+    if (descriptor(static_cast<uint32_t>(std::countr_zero(rest))).live == 0) idle_ |= rest & -rest;
   }
   UpdateOpen(frames);
 }
@@ -107,9 +130,6 @@ void Zspage::EndPunch(uint64_t frames) {
   punching_ &= ~frames;
   taken_ &= ~frames;
   present_ &= ~frames;
-  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
-    descriptor(static_cast<uint32_t>(std::countr_zero(rest))).owner = FrameOwner::kNone;
-  }
 }
 
 int Zspage::FirstFreeIn(uint32_t begin, uint32_t end, uint64_t must_be_taken) const {

@@ -1,11 +1,16 @@
 // A zspage: one span of frames that holds objects of one size class.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
 #include "libzpool/base/units.h"
 #include "libzpool/frame/frame_arena.h"
+#include "libzpool/pool/handle.h"
+#include "libzpool/pool/object_pool.h"
 
 namespace zp {
 
@@ -20,6 +25,7 @@ struct SizeClassGeometry {
   static constexpr uint32_t ObjectsPerZspage(uint32_t size_class) {
     return kSpanBytes / ObjectBytes(size_class);
   }
+  static constexpr uint32_t kMostObjects = kSpanBytes / kStepBytes;
 };
 
 // By how full a zspage is. Objects go into the fullest that has room, so that sparse ones empty by
@@ -31,17 +37,19 @@ enum class FullnessGroup : uint8_t {
   kAlmostFull = 3,
   kFull = 4
 };
-inline constexpr int kFullnessGroups = 5;
+static_assert(static_cast<int>(FullnessGroup::kFull) + 1 == kFullnessGroups);
 
 // Layout: objects lie end to end over the span's 256 KiB; one straddles two frames at most. Which exist is
-//   a bitmap behind this struct; which frames have memory are masks with one bit per frame. How many
-//   objects touch a frame is in the arena's descriptor.
-// Cost: 88 bytes and one bit per object: for 2 KiB objects .8 bytes each.
-// Threads: everything is guarded by the lock of the size class.
+//   a bitmap behind this struct, and behind that are their handles; which frames have memory are masks with
+//   one bit per frame. How many objects touch a frame is in the arena's descriptor.
+// Cost: 104 bytes and 33 bits per object: for 2 KiB objects 4.9 bytes each.
+// Threads: everything is guarded by the lock of the size class, but for the handles, which are atomic.
 class Zspage {
  public:
-  // Null if there is no memory. Delete with Destroy.
+  // Null if there is no memory. It is isolated: nobody's but the caller's. Delete with Destroy.
   static Zspage* New(FrameArena& arena, uint32_t span, uint32_t size_class);
+  // What New takes from the heap.
+  static uint64_t BytesOf(uint32_t size_class);
   static void Destroy(Zspage* zspage);
 
   uint32_t span() const { return span_; }
@@ -55,6 +63,15 @@ class Zspage {
   // The slot to use next: the lowest with room in a frame that has memory already, else the lowest of all.
   // Slots in frames that are being punched are passed over. -1: none.
   int FindFree() const;
+  // The lowest free slot in frames that are present. -1: none.
+  int FindFreePresent() const { return present_ == 0 ? -1 : FirstFreeIn(0, objects_, present_); }
+  // Slots that lie in the lowest frames of `frames`, which have no gap.
+  uint32_t RoomBelow(uint64_t frames) const {
+    const uint64_t bytes = static_cast<uint64_t>(std::countr_one(frames)) * kPageBytes;
+    return static_cast<uint32_t>(std::min<uint64_t>(bytes / object_bytes_, objects_));
+  }
+  // The highest slot in use below `limit`, or -1.
+  int HighestUsed(uint32_t limit) const;
   // The frames (a mask) that `slot` touches.
   uint64_t FramesOf(uint32_t slot) const;
   void Occupy(uint32_t slot);
@@ -76,6 +93,26 @@ class Zspage {
   uint64_t BeginPunch();
   void EndPunch(uint64_t frames);
 
+  // The object's handle; null for one that was just claimed and has none yet, kMovedAway for one whose slot
+  // waits for Putback.
+  static constexpr Handle kMovedAway{~uint32_t{0}};
+  Handle handle(uint32_t slot) const { return Handle(handles()[slot].load(std::memory_order_acquire)); }
+  void SetHandle(uint32_t slot, Handle handle) {
+    handles()[slot].store(handle.value(), std::memory_order_release);
+  }
+  const uint64_t* used_words() const { return used(); }
+  uint32_t objects() const { return objects_; }
+  // Frames that some object touches.
+  uint64_t occupied() const { return taken_ & ~idle_ & ~punching_; }
+  // Whether an object has no handle yet.
+  bool HasUnbound() const;
+
+  // Out of circulation, see MovableOwner: in no list, so nothing is stored in it, and nothing of it is
+  // punched.
+  bool isolated = true;
+  // I/O in flight on objects in it.
+  uint32_t pins = 0;
+
   // Links of the lists that the size class keeps.
   struct Link {
     Zspage* prev = nullptr;
@@ -90,6 +127,10 @@ class Zspage {
   Zspage(FrameArena& arena, uint32_t span, uint32_t size_class);
   uint64_t* used() { return reinterpret_cast<uint64_t*>(this + 1); }
   const uint64_t* used() const { return reinterpret_cast<const uint64_t*>(this + 1); }
+  static size_t WordsOf(uint32_t objects) { return (objects + 63) / 64; }
+  std::atomic<uint32_t>* handles() const {
+    return reinterpret_cast<std::atomic<uint32_t>*>(const_cast<uint64_t*>(used()) + WordsOf(objects_));
+  }
   FrameDescriptor& descriptor(uint32_t frame) const {
     return arena_.descriptor(uint64_t{span_} * kFramesPerSpan + frame);
   }

@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <optional>
+
+#include "libzpool/base/pause_point.h"
 
 namespace zp {
 namespace {
@@ -16,16 +19,6 @@ uint64_t MaxHandles(Bytes capacity) {
   constexpr uint64_t kSmallestAverageBytes = 128;
   constexpr uint64_t kAtLeast = uint64_t{1} << 20;
   return std::max(capacity.value() / kSmallestAverageBytes, kAtLeast);
-}
-
-// Keeps plain loads before it from passing loads after it. ThreadSanitizer does not know fences (and needs
-// none on x86).
-void FenceLoads() {
-#if defined(__SANITIZE_THREAD__)
-  std::atomic_signal_fence(std::memory_order_acquire);
-#else
-  std::atomic_thread_fence(std::memory_order_acquire);
-#endif
 }
 
 }  // namespace
@@ -40,7 +33,7 @@ Result<std::unique_ptr<PageStore>> PageStore::Create(const Options& options) {
 }
 
 PageStore::PageStore(const Options& options, uint64_t capacity_frames)
-    : options_(options), budget_(capacity_frames) {}
+    : options_(options), budget_(capacity_frames), pool_(options.pool) {}
 
 PageStore::~PageStore() = default;
 
@@ -53,7 +46,13 @@ Status PageStore::Init() {
     Node node;
     std::snprintf(node.name, sizeof(node.name), "frames-%u", id.value());
     node.arena = ZP_TRY(FrameArena::Create(arena_options, budget_));
-    node.pool = ZP_TRY(ZsmallocPool::Create(*node.arena));
+    node.zsmalloc = ZP_TRY(ZsmallocPool::Create(*node.arena, *handles_));
+    node.zbud = ZP_TRY(ZbudPool::Create(*node.arena, *handles_));
+    node.standby = ZP_TRY(ZsmallocPool::Create(*node.arena, *handles_, FrameOwner::kStandby));
+    node.accepts = std::make_unique<std::atomic<bool>>(true);
+    migrator_.Register(*node.arena, FrameOwner::kZsmalloc, *node.zsmalloc);
+    migrator_.Register(*node.arena, FrameOwner::kZbud, *node.zbud);
+    migrator_.Register(*node.arena, FrameOwner::kStandby, *node.standby);
     nodes_.push_back(std::move(node));
   }
   return OkStatus();
@@ -73,17 +72,30 @@ Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Scra
     codec = CodecId::kRaw;
     object = page;
   }
-  const Result<Location> location = Place(object, codec, preferred);
+  const FrameOwner pool = this->pool() == PoolKind::kZbud ? FrameOwner::kZbud : FrameOwner::kZsmalloc;
+  return Keep(object, codec, pool, preferred, owner, PageChecksum(page));
+}
+
+Result<Slot> PageStore::StoreRaw(PageView page, Owner owner, NodeId preferred) {
+  return Keep(page, CodecId::kRaw, FrameOwner::kStandby, preferred, owner, PageChecksum(page));
+}
+
+Result<Slot> PageStore::Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool,
+                             NodeId preferred, Owner owner, uint32_t checksum) {
+  const Result<Location> location = Place(bytes, codec, pool, preferred);
   if (!location.ok()) {
     store_failures_.fetch_add(1, std::memory_order_relaxed);
     return location.error();
   }
-  const Result<Handle> handle = handles_->Insert(*location, owner, PageChecksum(page));
+  ObjectPool& place = MustFind(location->node).PoolOf(pool);
+  const Result<Handle> handle = handles_->Insert(*location, owner, checksum);
   if (!handle.ok()) {
-    NodeOf(location->node)->pool->Free(location->offset, location->length);
+    place.Free(location->offset, location->length);
     store_failures_.fetch_add(1, std::memory_order_relaxed);
     return handle.error();
   }
+  // It can be moved from now on.
+  place.Bind(location->offset, *handle);
   if (codec == CodecId::kRaw) raw_pages_.fetch_add(1, std::memory_order_relaxed);
   return Slot::FromHandle(*handle);
 }
@@ -94,30 +106,26 @@ LoadOutcome PageStore::Load(Slot slot, MutablePageView out, Scratch& scratch) co
     return LoadOutcome::kLoaded;
   }
   if (!slot.is_handle()) return LoadOutcome::kCorrupt;
-  const Handle handle = slot.handle();
-  uint64_t word = handles_->Lookup(handle);
-  for (;;) {
-    const Location location = Location::Decode(word);
+  Location location;
+  std::byte* copy = nullptr;
+  {
+    // A private copy: what is decoded can't change, whatever a stray write does to the pool meanwhile. And a
+    // mover leaves the old bytes as they are until this reading has ended.
+    const Epochs::Guard reading = epochs_.Enter();
+    location = Location::Decode(handles_->Lookup(slot.handle()));
     const Node* node = NodeOf(location.node);
     if (!location.is_readable() || node == nullptr) return LoadOutcome::kCorrupt;
     if (location.offset + location.length > node->arena->span_count() * kSpanBytes)
       return LoadOutcome::kCorrupt;
-    // A private copy: what is decoded can't change, whatever a mover or a stray write does to the pool
-    // meanwhile.
-    const bool is_raw = location.codec == CodecId::kRaw;
-    if (is_raw && location.length != kPageBytes) return LoadOutcome::kCorrupt;
-    std::byte* const copy = is_raw ? out.data() : scratch.object.data();
-    std::memcpy(copy, node->pool->ObjectAt(location.offset), location.length);
-    // The copy comes before this look at the word: the bytes were the object's if the word is still the same.
-    FenceLoads();
-    const uint64_t again = handles_->Lookup(handle);
-    if (again != word) {
-      word = again;
-      continue;
-    }
-    if (!is_raw && !DecodePage(location.codec, {copy, location.length}, out)) return LoadOutcome::kCorrupt;
-    return PageChecksum(out) == handles_->checksum(handle) ? LoadOutcome::kLoaded : LoadOutcome::kCorrupt;
+    if (location.codec == CodecId::kRaw && location.length != kPageBytes) return LoadOutcome::kCorrupt;
+    copy = location.codec == CodecId::kRaw ? out.data() : scratch.object.data();
+    ZP_PAUSE_POINT("load.located");
+    std::memcpy(copy, node->arena->At(location.offset), location.length);
   }
+  if (location.codec != CodecId::kRaw && !DecodePage(location.codec, {copy, location.length}, out))
+    return LoadOutcome::kCorrupt;
+  return PageChecksum(out) == handles_->checksum(slot.handle()) ? LoadOutcome::kLoaded
+                                                                : LoadOutcome::kCorrupt;
 }
 
 Status PageStore::Ref(Slot slot) { return slot.is_handle() ? handles_->Ref(slot.handle()) : OkStatus(); }
@@ -128,12 +136,11 @@ void PageStore::RefOrPin(Slot slot) {
 
 void PageStore::Release(Slot slot) {
   if (!slot.is_handle() || !handles_->Unref(slot.handle())) return;
+  releases_.fetch_add(1, std::memory_order_relaxed);
   // The entry goes before the bytes, so that a crash in between leaves bytes without entry, never an entry
   // without bytes.
   const Location location = handles_->Retire(slot.handle());
-  const Node* node = NodeOf(location.node);
-  ZP_CHECK(node != nullptr, "an object on a node that is not there");
-  node->pool->Free(location.offset, location.length);
+  MustFind(location.node).PoolAt(location.offset).Free(location.offset, location.length);
   if (location.codec == CodecId::kRaw) raw_pages_.fetch_sub(1, std::memory_order_relaxed);
   handles_->Recycle(slot.handle());
 }
@@ -148,8 +155,100 @@ uint32_t PageStore::object_bytes(Slot slot) const {
 
 uint64_t PageStore::Trim() {
   uint64_t frames = 0;
-  for (Node& node : nodes_) frames += node.pool->Trim();
+  for (Node& node : nodes_) frames += node.zsmalloc->Trim() + node.zbud->Trim() + node.standby->Trim();
   return frames;
+}
+
+const PageStore::Node& PageStore::MustFind(NodeId node) const {
+  const Node* found = NodeOf(node);
+  ZP_CHECK(found != nullptr, "a node that is not there");
+  return *found;
+}
+
+Result<std::span<const std::byte>> PageStore::Pin(Slot slot) {
+  // Until it is pinned the object may be moved, but where it was stays as it is under the guard.
+  const Epochs::Guard reading = epochs_.Enter();
+  const uint64_t word = handles_->Lookup(slot.handle());
+  const Location location = Location::Decode(word);
+  ZP_CHECK(location.is_readable(), "pin of a stale handle");
+  const Node& node = MustFind(location.node);
+  ObjectPool& pool = node.PoolAt(location.offset);
+  ZP_TRY(pool.Pin(location.offset, location.length));
+  if (handles_->Lookup(slot.handle()) != word) {
+    pool.Unpin(location.offset, location.length);
+    return Error{Errc::kBusy, 0, "an object that was just moved"};
+  }
+  return std::span<const std::byte>(node.arena->At(location.offset), location.length);
+}
+
+void PageStore::Unpin(Slot slot) {
+  const Location location = Location::Decode(handles_->Lookup(slot.handle()));
+  MustFind(location.node).PoolAt(location.offset).Unpin(location.offset, location.length);
+}
+
+Status PageStore::MoveObject(Slot slot, NodeId to) {
+  const uint64_t word = handles_->Lookup(slot.handle());
+  const Location from = Location::Decode(word);
+  ZP_CHECK(from.is_readable(), "move of a stale handle");
+  if (from.node == to) return OkStatus();
+  const Node& source = MustFind(from.node);
+  const Node& target = MustFind(to);
+  if (!target.accepts->load(std::memory_order_relaxed))
+    return Error{Errc::kNoMemory, 0, "a node that is closed"};
+  const uint32_t span = static_cast<uint32_t>(from.offset / kSpanBytes);
+  const FrameOwner kind = source.arena->tag(span).owner;
+  const Error moving{Errc::kBusy, 0, "an object that is pinned or was just moved"};
+  if (kind == FrameOwner::kNone) return moving;
+  ObjectPool& source_pool = source.PoolOf(kind);
+  ObjectPool& target_pool = target.PoolOf(kind);
+  Location moved = from;
+  moved.node = to;
+  moved.offset = ZP_TRY(target_pool.Allocate(from.length));
+  bool published = false;
+  std::optional<SpanShape> shape = source_pool.ShapeOf(span);
+  if (shape.has_value()) {
+    shape->frames = ~uint64_t{0};  // the span stays where it is
+    if (source_pool.Isolate(span, *shape) == MigrateOutcome::kMoved) {
+      if (handles_->Lookup(slot.handle()) == word) {
+        std::memcpy(target.arena->At(moved.offset), source.arena->At(from.offset), from.length);
+        published = handles_->CompareExchangeLocation(slot.handle(), word, moved.Encode());
+      }
+      if (published) {
+        target_pool.Bind(moved.offset, slot.handle());
+        epochs_.Synchronize();
+        source_pool.Free(from.offset, from.length);
+      }
+      source_pool.Putback(span);
+    }
+  }
+  if (published) return OkStatus();
+  target_pool.Free(moved.offset, moved.length);
+  return moving;
+}
+
+void PageStore::SetNodeAccepts(NodeId node, bool accepts) {
+  MustFind(node).accepts->store(accepts, std::memory_order_relaxed);
+}
+
+void PageStore::SetNodeCapacity(NodeId node, Bytes capacity) {
+  MustFind(node).arena->set_limit_frames(capacity.value() / kPageBytes);
+}
+
+NodeStats PageStore::node_stats(NodeId id) const {
+  const Node& node = MustFind(id);
+  NodeStats stats;
+  stats.node = id;
+  stats.pool_bytes = node.arena->frames_in_use() * kPageBytes;
+  const uint64_t limit = node.arena->limit_frames();
+  stats.capacity_bytes = limit > ~uint64_t{0} / kPageBytes / 2 ? ~uint64_t{0} : limit * kPageBytes;
+  stats.accepts = node.accepts->load(std::memory_order_relaxed);
+  for (const ObjectPool* pool :
+       std::initializer_list<const ObjectPool*>{node.zsmalloc.get(), node.zbud.get(), node.standby.get()}) {
+    const ObjectPoolStats its = pool->stats();
+    stats.objects += its.objects;
+    stats.stored_bytes += its.stored_bytes;
+  }
+  return stats;
 }
 
 void PageStore::SetCapacity(Bytes capacity) { budget_.set_limit_frames(capacity.value() / kPageBytes); }
@@ -164,9 +263,16 @@ PoolStats PageStore::stats() const {
   stats.metadata_bytes = handles_->metadata_bytes();
   stats.classes.resize(ZsmallocPool::kClassCount);
   for (const Node& node : nodes_) {
-    stats.metadata_bytes += node.arena->metadata_bytes() + node.pool->metadata_bytes();
+    stats.metadata_bytes += node.arena->metadata_bytes();
+    for (const ObjectPool* pool :
+         std::initializer_list<const ObjectPool*>{node.zsmalloc.get(), node.zbud.get(), node.standby.get()}) {
+      const ObjectPoolStats its = pool->stats();
+      stats.metadata_bytes += its.metadata_bytes;
+      stats.stored_pages += its.objects;
+      stats.stored_bytes += its.stored_bytes;
+    }
     for (uint32_t i = 0; i < ZsmallocPool::kClassCount; ++i) {
-      const SizeClassStats from = node.pool->class_stats(i);
+      const SizeClassStats from = node.zsmalloc->class_stats(i);
       SizeClassStats& to = stats.classes[i];
       to.object_bytes = from.object_bytes;
       to.objects += from.objects;
@@ -177,28 +283,32 @@ PoolStats PageStore::stats() const {
       for (size_t group = 0; group < from.zspages_by_group.size(); ++group) {
         to.zspages_by_group[group] += from.zspages_by_group[group];
       }
-      stats.stored_pages += from.objects;
-      stats.stored_bytes += from.stored_bytes;
     }
   }
   return stats;
 }
 
 void PageStore::DebugVerify() const {
-  for (const Node& node : nodes_) node.pool->DebugVerify();
+  for (const Node& node : nodes_) {
+    node.zsmalloc->DebugVerify();
+    node.zbud->DebugVerify();
+    node.standby->DebugVerify();
+  }
 }
 
-Result<Location> PageStore::Place(std::span<const std::byte> bytes, CodecId codec, NodeId preferred) {
+Result<Location> PageStore::Place(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool,
+                                  NodeId preferred) {
   const uint32_t length = static_cast<uint32_t>(bytes.size());
   Error error{Errc::kNoMemory, 0, "pool"};
   for (const uint8_t index : options_.topology.FallbackOrder(preferred)) {
     const Node& node = nodes_[index];
-    const Result<uint64_t> offset = node.pool->Allocate(length);
+    if (!node.accepts->load(std::memory_order_relaxed)) continue;
+    const Result<uint64_t> offset = node.PoolOf(pool).Allocate(length);
     if (!offset.ok()) {
       error = offset.error();
       continue;
     }
-    std::memcpy(node.pool->ObjectAt(*offset), bytes.data(), length);
+    std::memcpy(node.arena->At(*offset), bytes.data(), length);
     Location location;
     location.node = node.arena->node();
     location.offset = *offset;

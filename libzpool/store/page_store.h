@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "libzpool/base/epochs.h"
 #include "libzpool/base/result.h"
 #include "libzpool/base/units.h"
 #include "libzpool/codec/codec.h"
@@ -16,8 +17,10 @@
 #include "libzpool/frame/frame_arena.h"
 #include "libzpool/frame/topology.h"
 #include "libzpool/index/slot.h"
+#include "libzpool/migrate/migrator.h"
 #include "libzpool/pool/handle_table.h"
 #include "libzpool/pool/location.h"
+#include "libzpool/pool/zbud_pool.h"
 #include "libzpool/pool/zsmalloc_pool.h"
 
 namespace zp {
@@ -38,7 +41,17 @@ struct PoolStats {
   uint64_t capacity_bytes = 0;          // what pool_bytes may not exceed
   uint64_t metadata_bytes = 0;          // handle table, frame descriptors, zspages; without the index
   uint64_t store_failures = 0;          // Stores that found no memory, ever
-  std::vector<SizeClassStats> classes;  // by size, summed over the nodes
+  std::vector<SizeClassStats> classes;  // zsmalloc's, by size, summed over the nodes
+};
+
+// What one node holds.
+struct NodeStats {
+  NodeId node;
+  uint64_t pool_bytes = 0;      // memory of its frames
+  uint64_t capacity_bytes = 0;  // what it may hold at most; ~0 if nothing but the pool's capacity says so
+  bool accepts = true;          // whether new objects may go there
+  uint64_t objects = 0;
+  uint64_t stored_bytes = 0;
 };
 
 // Idea: one coordinator of codec, pool and handle table. A stored page is a Slot: its pattern if it is one,
@@ -58,6 +71,7 @@ class PageStore {
     Topology topology = Topology::SingleNode();
     Bytes capacity;                 // of all frames together, over all nodes
     CodecId codec = CodecId::kLz4;  // what pages are encoded with
+    PoolKind pool = PoolKind::kZsmalloc;
   };
   using Scratch = zp::Scratch;
   using Owner = zp::Owner;
@@ -73,6 +87,14 @@ class PageStore {
   // is not. kNoMemory: capacity, handles or the kernel's memory are exhausted; nothing has changed. May call
   // the kernel for frames.
   Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
+
+  // Keeps the page as it is, in a frame of its own: for pages that are expected back soon. Otherwise as
+  // Store.
+  Result<Slot> StoreRaw(PageView page, Owner owner, NodeId preferred);
+
+  // Which pool Store uses from now on; what is stored stays where it is.
+  void set_pool(PoolKind pool) { pool_.store(pool, std::memory_order_relaxed); }
+  PoolKind pool() const { return pool_.load(std::memory_order_relaxed); }
 
   // Writes the page into `out`. `slot` is same-filled or a handle (any other: kCorrupt). Takes no lock, calls
   // no kernel.
@@ -95,6 +117,22 @@ class PageStore {
   // Length of a handle slot's object in bytes; 0 for others.
   uint32_t object_bytes(Slot slot) const;
 
+  // The bytes of a handle slot's object, for I/O: they stay where they are until Unpin. kBusy: it is just
+  // being moved, try again. The caller keeps a reference meanwhile.
+  Result<std::span<const std::byte>> Pin(Slot slot);
+  void Unpin(Slot slot);
+
+  // Moves one object to `node`, if there is room. The caller holds a reference. kBusy: another moved it
+  // meanwhile; kNoMemory: no room; nothing has changed then. Waits for readers: not for the path of a fault.
+  Status MoveObject(Slot slot, NodeId node);
+  NodeId NodeOfObject(Slot slot) const { return Location::Decode(handles_->Lookup(slot.handle())).node; }
+
+  const Topology& topology() const { return options_.topology; }
+  // Whether new objects may go to the node. Others take what it refuses.
+  void SetNodeAccepts(NodeId node, bool accepts);
+  // What the node may hold, beside the capacity of all.
+  void SetNodeCapacity(NodeId node, Bytes capacity);
+  NodeStats node_stats(NodeId node) const;
   // fn(const char* name, int fd) for each persistent file; the descriptors stay the store's. Names are
   // stable: "handles", "frames-<node>".
   template <typename Fn>
@@ -112,22 +150,43 @@ class PageStore {
   PoolStats stats() const;
   // The cheap part of stats(), for loops that look often. Bytes.
   uint64_t pool_bytes() const { return budget_.used_frames() * kPageBytes; }
+  // Goes up with every object that is freed: whoever packs the pool has something to look at when it has
+  // changed.
+  uint64_t changes() const { return releases_.load(std::memory_order_relaxed); }
   // ZP_CHECKs the pools' invariants. Slow; nobody may be in the store.
   void DebugVerify() const;
 
  private:
   friend class PageStoreTestPeer;
 
+  friend class Compactor;
+
   struct Node {
     char name[16];
     std::unique_ptr<FrameArena> arena;
-    std::unique_ptr<ZsmallocPool> pool;
+    std::unique_ptr<ZsmallocPool> zsmalloc;
+    std::unique_ptr<ZbudPool> zbud;
+    std::unique_ptr<ZsmallocPool> standby;  // whole frames
+    std::unique_ptr<std::atomic<bool>> accepts;
+
+    // The pool that the object at `offset` lies in.
+    ObjectPool& PoolAt(uint64_t offset) const {
+      return PoolOf(arena->tag(static_cast<uint32_t>(offset / kSpanBytes)).owner);
+    }
+    ObjectPool& PoolOf(FrameOwner owner) const {
+      if (owner == FrameOwner::kZbud) return *zbud;
+      return owner == FrameOwner::kStandby ? *standby : *zsmalloc;
+    }
   };
 
   PageStore(const Options& options, uint64_t capacity_frames);
   Status Init();
   // The object's place and length, filled with `bytes`.
-  Result<Location> Place(std::span<const std::byte> bytes, CodecId codec, NodeId preferred);
+  Result<Location> Place(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred);
+  // Places, publishes and binds it.
+  Result<Slot> Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
+                    Owner owner, uint32_t checksum);
+  const Node& MustFind(NodeId node) const;
   const Node* NodeOf(NodeId node) const {
     const int index = options_.topology.IndexOf(node);
     return index < 0 ? nullptr : &nodes_[static_cast<size_t>(index)];
@@ -135,11 +194,15 @@ class PageStore {
 
   const Options options_;
   FrameBudget budget_;
+  mutable Epochs epochs_;
+  Migrator migrator_{epochs_};
   std::unique_ptr<HandleTable> handles_;
   std::vector<Node> nodes_;  // in the order of the topology
+  std::atomic<PoolKind> pool_;
   std::atomic<uint64_t> same_filled_{0};
   std::atomic<uint64_t> raw_pages_{0};
   std::atomic<uint64_t> store_failures_{0};
+  std::atomic<uint64_t> releases_{0};
 };
 
 }  // namespace zp

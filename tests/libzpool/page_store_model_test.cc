@@ -1,5 +1,5 @@
-// PageStore under random stores, loads, references and releases, alone against a model and from several
-// threads.
+// PageStore under random stores, loads, references, releases, pins and moves, alone against a model and from
+// several threads, with both pools.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "libzpool/compact/compactor.h"
 #include "libzpool/store/page_store.h"
 #include "tests/libzpool/pages.h"
 
@@ -28,8 +29,35 @@ struct Held {
 // Lengths of all size classes come up: from pages that encode to some 30 bytes to raw ones.
 unsigned NoiseOf(uint64_t content) { return static_cast<unsigned>(content * 37 % 513); }
 
+// One random step of moving things about.
+void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& random) {
+  const auto& nodes = store.topology().nodes();
+  const NodeId node = nodes[random() % nodes.size()];
+  const std::atomic<bool> abort{random() % 4 == 0};
+  switch (random() % 6) {
+    case 0:
+      compactor.CompactStep(node, KiB(64));
+      break;
+    case 1:
+      compactor.EmptyBlocksStep(node, KiB(512));
+      break;
+    case 2:
+      compactor.DrainStep(node, KiB(512), MigrateMode::kSyncLight, &abort);
+      break;
+    case 3:
+      compactor.BalanceStep(KiB(512));
+      break;
+    case 4:
+      compactor.DemoteStep(KiB(512));
+      break;
+    default:
+      for (const NodeId each : nodes) store.SetNodeAccepts(each, true);
+      store.set_pool(random() % 2 == 0 ? PoolKind::kZbud : PoolKind::kZsmalloc);
+  }
+}
+
 // Grows, shrinks and churns in turn, checking all along.
-void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone) {
+void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone, Compactor* compactor = nullptr) {
   SCOPED_TRACE("replay: ZP_SEED=" + std::to_string(seed));
   std::mt19937_64 random(seed);
   auto scratch = std::make_unique<Scratch>();
@@ -43,7 +71,9 @@ void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone) {
     if (store_one) {
       ++content;
       MakePage(content, 1, NoiseOf(content), &page);
-      const Result<Slot> slot = store.Store(page, {1, PageIndex(content)}, NodeId(0), *scratch);
+      const Result<Slot> slot = random() % 16 == 0
+                                    ? store.StoreRaw(page, {1, PageIndex(content)}, NodeId(0))
+                                    : store.Store(page, {1, PageIndex(content)}, NodeId(0), *scratch);
       if (slot.ok()) {
         held.push_back({*slot, content, 1});
       } else {
@@ -57,6 +87,19 @@ void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone) {
     MakePage(one.content, 1, NoiseOf(one.content), &page);
     ASSERT_EQ(store.Load(one.slot, out, *scratch), LoadOutcome::kLoaded) << "step " << i;
     ASSERT_EQ(page, out) << "step " << i;
+    if (compactor != nullptr && random() % 8 == 0) MoveSomething(store, *compactor, random);
+    if (one.slot.is_handle() && random() % 16 == 0) {
+      const auto bytes = store.Pin(one.slot);
+      if (bytes.ok()) {
+        const std::vector<std::byte> before(bytes->begin(), bytes->end());
+        if (compactor != nullptr) MoveSomething(store, *compactor, random);
+        ASSERT_TRUE(std::equal(before.begin(), before.end(), bytes->begin())) << "step " << i;
+        store.Unpin(one.slot);
+      }
+      const auto& nodes = store.topology().nodes();
+      const Status moved = store.MoveObject(one.slot, nodes[random() % nodes.size()]);
+      ASSERT_TRUE(moved.ok() || moved.error().code == Errc::kBusy || moved.error().code == Errc::kNoMemory);
+    }
     if (random() % 16 == 0 && store.Ref(one.slot).ok()) {
       ++one.refs;
       continue;
@@ -95,6 +138,29 @@ TEST(PageStoreModel, KeepsEveryPageUnderRandomOperations) {
   }
 }
 
+Topology ThreeNodes() {
+  return Topology::Made({NodeId(0), NodeId(3), NodeId(4)}, {{10, 20, 40}, {20, 10, 40}, {40, 40, 10}})
+      .value();
+}
+
+TEST(PageStoreModel, KeepsEveryPageWhileThingsMove) {
+  const char* fixed = std::getenv("ZP_SEED");
+  const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : 100;
+  uint64_t compacted = 0;
+  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : 8); ++seed) {
+    auto store = PageStore::Create({ThreeNodes(), seed % 2 == 0 ? MiB(64) : MiB(2), CodecId::kLz4}).value();
+    Compactor compactor(*store, {0, 100, 50, 0, {NodeId(0), NodeId(3), NodeId(4)}});
+    RunSeed(*store, seed, 6000, true, &compactor);
+    if (HasFatalFailure()) return;
+    ExpectEmpty(*store);
+    const CompactorStats stats = compactor.stats();
+    compacted += stats.objects;
+    EXPECT_GT(stats.drained.of(MigrateOutcome::kMoved), 0u);
+    EXPECT_GT(stats.drained.of(MigrateOutcome::kAborted), 0u);
+  }
+  EXPECT_TRUE(fixed != nullptr || compacted > 0);
+}
+
 TEST(PageStoreModel, KeepsEveryPageWhereMemoryRunsOut) {
   for (uint64_t seed = 50; seed < 54; ++seed) {
     auto store = PageStore::Create({Topology::Made({NodeId(1), NodeId(4)}, {{10, 20}, {20, 10}}).value(),
@@ -115,6 +181,29 @@ TEST(PageStoreStress, ThreadsDoNotDisturbEachOther) {
       threads.emplace_back([&store, t] { RunSeed(*store, 1000 + t, 6000, false); });
     }
     for (std::thread& thread : threads) thread.join();
+    ExpectEmpty(*store);
+  }
+}
+
+TEST(PageStoreStress, MoversDisturbNobody) {
+  for (const uint64_t mib : {64, 2}) {
+    auto store = PageStore::Create({ThreeNodes(), MiB(mib), CodecId::kLz4}).value();
+    Compactor compactor(*store, {0, 100, 50, 0, {NodeId(0), NodeId(3), NodeId(4)}});
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < 3; ++t) {
+      threads.emplace_back([&, t] { RunSeed(*store, 2000 + t, 6000, false); });
+    }
+    std::vector<std::thread> movers;
+    for (uint64_t t = 0; t < 2; ++t) {
+      movers.emplace_back([&, t] {
+        std::mt19937_64 random(t);
+        while (!stop.load()) MoveSomething(*store, compactor, random);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    stop.store(true);
+    for (std::thread& mover : movers) mover.join();
     ExpectEmpty(*store);
   }
 }

@@ -33,14 +33,16 @@ std::unique_ptr<PageStore> NewStore(Bytes capacity, Topology topology = Topology
   return PageStore::Create({std::move(topology), capacity, CodecId::kLz4}).value();
 }
 
-// Bytes of memory behind the frames of all nodes, but for the headers.
+// Bytes of memory behind the frames of all nodes, but for the headers and the tags of the spans.
 uint64_t FrameFileBytes(const PageStore& store) {
   uint64_t bytes = 0;
   store.ForEachMemfd([&](const char* name, int fd) {
     if (std::string(name).rfind("frames-", 0) != 0) return;
     struct stat st {};
     ASSERT_EQ(fstat(fd, &st), 0);
-    bytes += static_cast<uint64_t>(st.st_blocks) * 512 - kPageBytes;
+    const uint64_t tags = static_cast<uint64_t>(st.st_size) / kSpanBytes * sizeof(uint16_t);
+    bytes += static_cast<uint64_t>(st.st_blocks) * 512 - kPageBytes -
+             (tags + kPageBytes - 1) / kPageBytes * kPageBytes;
   });
   return bytes;
 }

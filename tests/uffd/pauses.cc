@@ -1,12 +1,12 @@
 #include "tests/uffd/pauses.h"
 
-#include "daemon/sys/pause_point.h"
+#include "libzpool/base/pause_point.h"
 
 namespace uzswap::test {
 
 Pauses& Pauses::Get() {
   static Pauses instance;
-  SetPauseHandler(&Pauses::Handle);
+  zp::SetPauseHandler(&Pauses::Handle);
   return instance;
 }
 

@@ -1,4 +1,4 @@
-// Stops threads of the daemon's classes at UZSWAP_PAUSE_POINTs, so that a test drives an exact order.
+// Stops threads of the daemon's classes at ZP_PAUSE_POINTs, so that a test drives an exact order.
 //
 // Idea: Arm(name) stops the next thread that reaches the point, once, until Release(name). Everything else
 // passes. Threads: any.

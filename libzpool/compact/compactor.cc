@@ -1,0 +1,183 @@
+#include "libzpool/compact/compactor.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace zp {
+namespace {
+
+// What unused allowance adds up to.
+constexpr uint64_t kBurstMilliseconds = 100;
+
+uint64_t NowNs() {
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                   std::chrono::steady_clock::now().time_since_epoch())
+                                   .count());
+}
+
+}  // namespace
+
+Compactor::Compactor(PageStore& store, Options options) : store_(store), options_(std::move(options)) {
+  MutexLock lock(mu_);
+  allowance_at_ns_ = NowNs();
+}
+
+uint64_t Compactor::Allowed(Bytes budget) {
+  if (options_.bytes_per_second == 0) return budget.value();
+  MutexLock lock(mu_);
+  const uint64_t now = NowNs();
+  const uint64_t passed_us = std::min<uint64_t>((now - allowance_at_ns_) / 1000, kBurstMilliseconds * 1000);
+  const uint64_t most = options_.bytes_per_second * kBurstMilliseconds / 1000;
+  allowance_ = std::min(static_cast<int64_t>(most),
+                        allowance_ + static_cast<int64_t>(options_.bytes_per_second * passed_us / 1000000));
+  allowance_at_ns_ = now;
+  return allowance_ <= 0 ? 0 : std::min(budget.value(), static_cast<uint64_t>(allowance_));
+}
+
+void Compactor::Spent(uint64_t bytes) {
+  if (options_.bytes_per_second == 0) return;
+  MutexLock lock(mu_);
+  allowance_ -= static_cast<int64_t>(bytes);
+}
+
+CompactorStats Compactor::stats() const {
+  MutexLock lock(mu_);
+  return stats_;
+}
+
+uint64_t Compactor::CompactStep(NodeId id, Bytes budget) {
+  const PageStore::Node& node = store_.MustFind(id);
+  const uint64_t allowed = Allowed(budget);
+  uint64_t bytes = 0;
+  std::atomic<uint32_t>& hand = class_hand_[id.value()];
+  // Once around the classes of both pools, or until the budget is used up in the middle of one.
+  constexpr uint32_t kAll = ZsmallocPool::kClassCount + 1;
+  for (uint32_t seen = 0; seen < kAll && bytes < allowed; ++seen) {
+    const uint32_t at = hand.load(std::memory_order_relaxed) % kAll;
+    ZsmallocPool& pool = at < ZsmallocPool::kClassCount ? *node.zsmalloc : *node.standby;
+    const uint32_t size_class = std::min(at, ZsmallocPool::kClassCount - 1);
+    while (bytes < allowed) {
+      const ZsmallocPool::Compacted done = pool.Compact(size_class, options_.waste_permille, store_.epochs_);
+      if (done.objects == 0) break;
+      bytes += done.bytes;
+      MutexLock lock(mu_);
+      stats_.objects += done.objects;
+      stats_.bytes += done.bytes;
+    }
+    if (bytes < allowed) hand.store(at + 1, std::memory_order_relaxed);
+  }
+  Spent(bytes);
+  return bytes;
+}
+
+uint64_t Compactor::EmptyBlocksStep(NodeId id, Bytes budget) {
+  const PageStore::Node& node = store_.MustFind(id);
+  const uint64_t allowed = Allowed(budget);
+  MigrateStats total;
+  for (uint32_t span = node.arena->span_limit(); span-- > 0 && total.bytes < allowed;) {
+    if (node.arena->tag(span).owner == FrameOwner::kNone) continue;
+    if (node.arena->lowest_free_span() / kSpansPerBlock >= span / kSpansPerBlock) break;
+    const MigrateStats moved = store_.migrator_.Move(std::span(&span, 1), id, id, MigrateMode::kAsync);
+    total.Add(moved);
+    if (moved.of(MigrateOutcome::kNoTarget) != 0) break;
+  }
+  Spent(total.bytes);
+  MutexLock lock(mu_);
+  stats_.blocks.Add(total);
+  return total.bytes;
+}
+
+MigrateStats Compactor::MoveSome(const PageStore::Node& from, const std::vector<NodeId>& targets,
+                                 uint64_t bytes, MigrateMode mode, const std::atomic<bool>* abort) {
+  MigrateStats total;
+  FrameArena& arena = *from.arena;
+  std::atomic<uint32_t>& hand = span_hand_[arena.node().value()];
+  const uint32_t limit = arena.span_limit();
+  size_t target = 0;
+  for (uint32_t seen = 0; seen < limit && total.bytes < bytes && target < targets.size();) {
+    std::array<uint32_t, Migrator::kBatch> batch;
+    size_t count = 0;
+    // No more spans than the budget has room for.
+    const size_t most = std::clamp<size_t>((bytes - total.bytes) / kSpanBytes, 1, batch.size());
+    for (; seen < limit && count < most; ++seen) {
+      const uint32_t span = hand.fetch_add(1, std::memory_order_relaxed) % limit;
+      if (arena.tag(span).owner != FrameOwner::kNone) batch[count++] = span;
+    }
+    while (count > 0 && target < targets.size()) {
+      const MigrateStats moved =
+          store_.migrator_.Move(std::span(batch.data(), count), arena.node(), targets[target], mode, abort);
+      const bool full = moved.of(MigrateOutcome::kNoTarget) != 0;
+      total.Add(moved);
+      if (!full) break;
+      // Those that moved are gone at the next try.
+      ++target;
+    }
+    if (abort != nullptr && abort->load(std::memory_order_relaxed)) break;
+  }
+  return total;
+}
+
+Compactor::Drain Compactor::DrainStep(NodeId id, Bytes budget, MigrateMode mode,
+                                      const std::atomic<bool>* abort) {
+  const PageStore::Node& node = store_.MustFind(id);
+  store_.SetNodeAccepts(id, false);
+  std::vector<NodeId> targets;
+  for (const uint8_t index : store_.topology().FallbackOrder(id)) {
+    const PageStore::Node& other = store_.nodes_[index];
+    if (&other != &node && other.accepts->load(std::memory_order_relaxed))
+      targets.push_back(other.arena->node());
+  }
+  const MigrateStats moved = MoveSome(node, targets, Allowed(budget), mode, abort);
+  Spent(moved.bytes);
+  // Frames that nothing lies in.
+  node.zsmalloc->Trim();
+  node.zbud->Trim();
+  node.standby->Trim();
+  MutexLock lock(mu_);
+  stats_.drained.Add(moved);
+  return {moved.bytes, node.arena->frames_in_use() * kPageBytes};
+}
+
+uint64_t Compactor::FillPermille(const PageStore::Node& node) const {
+  const uint64_t limit = std::min(node.arena->limit_frames(), store_.budget_.limit_frames());
+  return limit == 0 ? 1000 : node.arena->frames_in_use() * 1000 / limit;
+}
+
+uint64_t Compactor::Relieve(bool demote, Bytes budget, MigrateStats CompactorStats::*counter) {
+  const uint64_t allowed = Allowed(budget);
+  MigrateStats total;
+  for (const PageStore::Node& node : store_.nodes_) {
+    if (FillPermille(node) <= options_.high_permille) continue;
+    const NodeId id = node.arena->node();
+    std::vector<NodeId> order;
+    const std::vector<NodeId>& demotion = options_.demotion_order;
+    if (demote) {
+      const auto place = std::find(demotion.begin(), demotion.end(), id);
+      if (place != demotion.end()) order.assign(place + 1, demotion.end());
+    } else {
+      for (const uint8_t index : store_.topology().FallbackOrder(id))
+        order.push_back(store_.nodes_[index].arena->node());
+    }
+    std::erase_if(order, [&](NodeId other) {
+      const PageStore::Node* target = store_.NodeOf(other);
+      return target == nullptr || target == &node || !target->accepts->load(std::memory_order_relaxed) ||
+             FillPermille(*target) >= options_.low_permille;
+    });
+    // Down to the low watermark.
+    const uint64_t limit = std::min(node.arena->limit_frames(), store_.budget_.limit_frames());
+    const uint64_t used = node.arena->frames_in_use();
+    const uint64_t low = limit * options_.low_permille / 1000;
+    const uint64_t excess = used > low ? (used - low) * kPageBytes : 0;
+    total.Add(MoveSome(node, order, std::min(allowed - std::min(allowed, total.bytes), excess),
+                       MigrateMode::kAsync, nullptr));
+  }
+  Spent(total.bytes);
+  MutexLock lock(mu_);
+  (stats_.*counter).Add(total);
+  return total.bytes;
+}
+
+uint64_t Compactor::BalanceStep(Bytes budget) { return Relieve(false, budget, &CompactorStats::balanced); }
+uint64_t Compactor::DemoteStep(Bytes budget) { return Relieve(true, budget, &CompactorStats::demoted); }
+
+}  // namespace zp

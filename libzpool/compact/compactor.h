@@ -1,0 +1,93 @@
+// Keeps the pools dense, and moves them between nodes.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "libzpool/base/mutex.h"
+#include "libzpool/base/units.h"
+#include "libzpool/frame/topology.h"
+#include "libzpool/migrate/migrator.h"
+#include "libzpool/store/page_store.h"
+
+namespace zp {
+
+struct CompactorStats {
+  uint64_t objects = 0;  // moved by compaction within a node
+  uint64_t bytes = 0;
+  MigrateStats blocks;    // spans moved to lower places of their node
+  MigrateStats drained;   // off nodes that are being emptied
+  MigrateStats balanced;  // off nodes above their watermark
+  MigrateStats demoted;   // down the node order
+};
+
+// Idea: the mechanisms, in steps that copy a bounded number of bytes; when to take them is the caller's
+// policy. Everything
+//   goes on beside stores, loads and frees: a load never waits, a store or a free waits for a lock at most
+//   while 128 objects are chosen.
+// Cost: nothing between steps.
+// Threads: all methods may be called at any time; steps of one kind take turns.
+// Locks: mu_ (statistics, hands, allowance) is held while nothing is moved.
+class Compactor {
+ public:
+  struct Options {
+    uint64_t bytes_per_second = 0;  // copied by all steps together; 0: as fast as they are called
+    // Shares of what a node may hold, in thousandths: above `high` it gives spans away, until it is below
+    // `low`. Only nodes below `low` take them.
+    uint32_t high_permille = 950;
+    uint32_t low_permille = 850;
+    // Which share of a size class's frames must be to gain before its objects are copied.
+    uint32_t waste_permille = 20;
+    // Fast nodes first. A node above `high` demotes to the next one that has room.
+    std::vector<NodeId> demotion_order;
+  };
+  // `store` must outlive it.
+  Compactor(PageStore& store, Options options);
+  Compactor(const Compactor&) = delete;
+  Compactor& operator=(const Compactor&) = delete;
+
+  // Each copies at most about `budget` bytes, less where the rate says so, and returns how many; 0: nothing
+  // to gain, or to be had by the rate, now.
+
+  // Packs objects into fewer frames of `node`.
+  uint64_t CompactStep(NodeId node, Bytes budget);
+  // Moves what lies in the highest blocks of 2 MiB into free places of lower ones.
+  uint64_t EmptyBlocksStep(NodeId node, Bytes budget);
+  // From nodes above the high watermark to others below the low one, nearest first.
+  uint64_t BalanceStep(Bytes budget);
+  // From nodes above the high watermark to those behind them in the demotion order.
+  uint64_t DemoteStep(Bytes budget);
+
+  // Evacuation. The node takes nothing new from the first step on (PageStore::SetNodeAccepts); `left_bytes`
+  // 0: it is empty. No progress and something left: the others have no room, or I/O holds the rest.
+  struct Drain {
+    uint64_t moved_bytes = 0;
+    uint64_t left_bytes = 0;  // of frames
+  };
+  Drain DrainStep(NodeId node, Bytes budget, MigrateMode mode, const std::atomic<bool>* abort = nullptr);
+
+  CompactorStats stats() const ZP_EXCLUDES(mu_);
+
+ private:
+  // What may be copied now, of `budget`.
+  uint64_t Allowed(Bytes budget) ZP_EXCLUDES(mu_);
+  void Spent(uint64_t bytes) ZP_EXCLUDES(mu_);
+  // Up to `bytes` of the node's spans, from the hand on, to the first of `targets` that takes them.
+  MigrateStats MoveSome(const PageStore::Node& from, const std::vector<NodeId>& targets, uint64_t bytes,
+                        MigrateMode mode, const std::atomic<bool>* abort);
+  uint64_t Relieve(bool demote, Bytes budget, MigrateStats CompactorStats::*counter);
+  // Its frames in thousandths of what it may hold.
+  uint64_t FillPermille(const PageStore::Node& node) const;
+
+  PageStore& store_;
+  const Options options_;
+  mutable Mutex mu_;
+  CompactorStats stats_ ZP_GUARDED_BY(mu_);
+  int64_t allowance_ ZP_GUARDED_BY(mu_) = 0;  // below zero: a span was larger than what was left
+  uint64_t allowance_at_ns_ ZP_GUARDED_BY(mu_) = 0;
+  std::array<std::atomic<uint32_t>, kMaxNodes> span_hand_{};
+  std::array<std::atomic<uint32_t>, kMaxNodes> class_hand_{};
+};
+
+}  // namespace zp

@@ -1,0 +1,608 @@
+#include "libzpool/pool/zbud_pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "libzpool/base/pause_point.h"
+
+namespace zp {
+namespace {
+
+// Idle frames that a shard keeps: 4, and 1/64 of what it has; see the same of ZsmallocPool.
+constexpr uint64_t kIdleFrames = 4;
+constexpr uint64_t kIdleShare = 64;
+
+constexpr Handle kMovedAway{~uint32_t{0}};
+
+uint32_t ChunksOf(uint32_t length) { return (length + ZbudPool::kChunkBytes - 1) / ZbudPool::kChunkBytes; }
+
+}  // namespace
+
+// 64 frames of two buddies. Guarded by the shard's lock, but for the handles.
+struct ZbudPool::Span {
+  Span(uint32_t number, unsigned shard_index) : span(number), shard(shard_index) {}
+
+  static constexpr uint32_t kFirst = 0, kLast = 1;
+  // A frame's buddy by where it begins.
+  static uint32_t BuddyAt(uint64_t offset) { return offset % kPageBytes == 0 ? kFirst : kLast; }
+  uint64_t OffsetOf(uint32_t frame, uint32_t buddy) const {
+    const uint64_t base = (uint64_t{span} * kFramesPerSpan + frame) * kPageBytes;
+    return buddy == kFirst ? base : base + kPageBytes - uint64_t{chunks[frame][kLast]} * kChunkBytes;
+  }
+  uint32_t FreeChunks(uint32_t frame) const { return kChunks - chunks[frame][kFirst] - chunks[frame][kLast]; }
+  bool IsEmpty(uint32_t frame) const { return chunks[frame][kFirst] == 0 && chunks[frame][kLast] == 0; }
+  std::atomic<uint32_t>& handle_word(uint32_t frame, uint32_t buddy) { return handles[frame * 2 + buddy]; }
+  Handle handle(uint32_t frame, uint32_t buddy) {
+    return Handle(handle_word(frame, buddy).load(std::memory_order_acquire));
+  }
+  void SetHandle(uint32_t frame, uint32_t buddy, Handle handle) {
+    handle_word(frame, buddy).store(handle.value(), std::memory_order_release);
+  }
+  uint64_t Occupied() const {
+    uint64_t mask = 0;
+    for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) mask |= uint64_t{!IsEmpty(frame)} << frame;
+    return mask;
+  }
+
+  const uint32_t span;
+  const unsigned shard;
+  bool isolated = true;
+  bool is_open = false;  // in the shard's list of spans with frames to take
+  uint32_t pins = 0;
+  uint64_t taken = 0;
+  uint64_t present = 0;
+  uint64_t punching = 0;
+  Span* open_prev = nullptr;
+  Span* open_next = nullptr;
+  std::array<std::array<uint8_t, 2>, kFramesPerSpan> chunks{};
+  std::array<uint8_t, kFramesPerSpan> list{};  // the list that the frame is in: free chunks; 0: none
+  std::array<FrameNumber, kFramesPerSpan> prev{};
+  std::array<FrameNumber, kFramesPerSpan> next{};
+  std::array<std::atomic<uint32_t>, kFramesPerSpan * 2> handles{};
+};
+
+unsigned ZbudPool::ShardIndex(const Span& span) { return span.shard; }
+
+Result<std::unique_ptr<ZbudPool>> ZbudPool::Create(FrameArena& arena, HandleTable& handles) {
+  Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<Span*>)));
+  ZbudPool* pool = new (std::nothrow) ZbudPool(arena, handles, std::move(table));
+  if (pool == nullptr) return Error{Errc::kNoMemory, 0, "pool"};
+  return std::unique_ptr<ZbudPool>(pool);
+}
+
+ZbudPool::ZbudPool(FrameArena& arena, HandleTable& handles, Mapping span_table)
+    : arena_(arena),
+      handles_(handles),
+      span_table_memory_(std::move(span_table)),
+      span_table_(reinterpret_cast<std::atomic<Span*>*>(span_table_memory_.data())) {}
+
+ZbudPool::~ZbudPool() {
+  Trim();
+  for (Shard& shard : shards_) {
+    MutexLock lock(shard.mu);
+    ZP_DCHECK(shard.objects == 0, "a pool is destroyed with objects in it");
+  }
+}
+
+Result<uint64_t> ZbudPool::Allocate(uint32_t length) {
+  ZP_CHECK(length >= 1 && length <= kPageBytes, "length of an object");
+  const int cpu = sched_getcpu();
+  const unsigned index = cpu < 0 ? 0 : static_cast<unsigned>(cpu) % kShards;
+  Shard& shard = shards_[index];
+  Claim claim;
+  Span* fresh = nullptr;
+  for (bool trimmed = false;;) {
+    ClaimOutcome outcome = ClaimOutcome::kClaimed;
+    {
+      MutexLock lock(shard.mu);
+      if (fresh != nullptr) {
+        fresh->isolated = false;
+        LinkOpenLocked(shard, fresh);
+        fresh = nullptr;
+      }
+      outcome = ClaimLocked(shard, length, &claim);
+    }
+    if (outcome == ClaimOutcome::kClaimed) break;
+    if (outcome == ClaimOutcome::kNeedsSpan) {
+      fresh = ZP_TRY(NewSpan(index));
+      continue;
+    }
+    // Over budget. A span that is fresh and empty goes with the idle frames.
+    if (trimmed || Trim() == 0) return Error{Errc::kNoMemory, 0, "pool capacity"};
+    trimmed = true;
+  }
+  Span* const span = claim.span;
+  if (claim.populate) {
+    const Status populated = arena_.Populate(uint64_t{span->span} * kFramesPerSpan + claim.frame, 1);
+    {
+      MutexLock lock(shard.mu);
+      if (populated.ok()) {
+        span->present |= uint64_t{1} << claim.frame;
+      } else {
+        --shard.objects;
+        shard.stored_bytes -= length;
+        VacateLocked(shard, span, claim.frame, claim.buddy);
+      }
+    }
+    if (!populated.ok()) {
+      TrimShard(shard);
+      return populated.error();
+    }
+  }
+  return span->OffsetOf(claim.frame, claim.buddy);
+}
+
+ZbudPool::ClaimOutcome ZbudPool::ClaimLocked(Shard& shard, uint32_t length, Claim* claim) {
+  const uint32_t chunks = ChunksOf(length);
+  FrameNumber number = 0;
+  for (uint32_t free = chunks; free <= kChunks && number == 0; ++free) number = shard.lists[free];
+  if (number != 0) {
+    claim->span = SpanOfFrame(number);
+    claim->frame = number % kFramesPerSpan;
+    if (claim->span->IsEmpty(claim->frame)) --shard.idle_frames;
+  } else {
+    Span* const span = shard.open;
+    if (span == nullptr) return ClaimOutcome::kNeedsSpan;
+    if (!arena_.TryTake(1)) return ClaimOutcome::kOverBudget;
+    claim->span = span;
+    claim->frame = static_cast<uint32_t>(std::countr_one(span->taken | span->punching));
+    span->taken |= uint64_t{1} << claim->frame;
+    ++shard.frames;
+    LinkOpenLocked(shard, span);
+  }
+  Span* const span = claim->span;
+  // A whole frame's object begins at its start, as a first buddy does.
+  claim->buddy = span->chunks[claim->frame][Span::kFirst] == 0 ? Span::kFirst : Span::kLast;
+  span->chunks[claim->frame][claim->buddy] = static_cast<uint8_t>(chunks);
+  span->SetHandle(claim->frame, claim->buddy, Handle());
+  RelinkLocked(shard, span, claim->frame);
+  claim->populate = (span->present >> claim->frame & 1) == 0;
+  ++shard.objects;
+  shard.stored_bytes += length;
+  return ClaimOutcome::kClaimed;
+}
+
+ZbudPool::Span* ZbudPool::SpanOf(uint64_t offset) const {
+  ZP_CHECK(offset / kSpanBytes < arena_.span_count(), "an object outside of the arena");
+  Span* const span = span_table_[offset / kSpanBytes].load(std::memory_order_acquire);
+  ZP_CHECK(span != nullptr, "what is no object");
+  return span;
+}
+
+void ZbudPool::Bind(uint64_t offset, Handle handle) {
+  SpanOf(offset)->SetHandle(static_cast<uint32_t>(offset / kPageBytes % kFramesPerSpan),
+                            Span::BuddyAt(offset), handle);
+}
+
+void ZbudPool::Free(uint64_t offset, uint32_t length) {
+  Span* const span = SpanOf(offset);
+  Shard& shard = ShardOf(*span);
+  const uint32_t frame = static_cast<uint32_t>(offset / kPageBytes % kFramesPerSpan);
+  const uint32_t buddy = Span::BuddyAt(offset);
+  bool trim = false;
+  {
+    MutexLock lock(shard.mu);
+    ZP_CHECK(span->chunks[frame][buddy] == ChunksOf(length), "object freed twice, or of another length");
+    --shard.objects;
+    shard.stored_bytes -= length;
+    VacateLocked(shard, span, frame, buddy);
+    trim = shard.idle_frames > kIdleFrames + shard.frames / kIdleShare;
+  }
+  if (trim) TrimShard(shard);
+}
+
+Status ZbudPool::Pin(uint64_t offset, uint32_t) {
+  Span* const span = SpanOf(offset);
+  MutexLock lock(ShardOf(*span).mu);
+  if (span->isolated) return Error{Errc::kBusy, 0, "an object that is being moved"};
+  ++span->pins;
+  return OkStatus();
+}
+
+void ZbudPool::Unpin(uint64_t offset, uint32_t) {
+  Span* const span = SpanOf(offset);
+  MutexLock lock(ShardOf(*span).mu);
+  ZP_CHECK(span->pins > 0, "unpinned more often than pinned");
+  --span->pins;
+}
+
+uint64_t ZbudPool::Trim() {
+  uint64_t frames = 0;
+  for (Shard& shard : shards_) frames += TrimShard(shard);
+  return frames;
+}
+
+uint64_t ZbudPool::TrimShard(Shard& shard) {
+  uint64_t total = 0;
+  for (;;) {
+    Span* span = nullptr;
+    uint64_t frames = 0;
+    {
+      MutexLock lock(shard.mu);
+      const FrameNumber number = shard.lists[kChunks];
+      if (number != 0) {
+        span = SpanOfFrame(number);
+        frames = TakeIdleLocked(shard, span);
+      } else {
+        // A span that nothing was taken from.
+        for (span = shard.open; span != nullptr && (span->taken | span->punching) != 0;
+             span = span->open_next) {
+        }
+      }
+      if (span == nullptr) return total;
+    }
+    total += Punch(shard, span, frames);
+  }
+}
+
+ObjectPoolStats ZbudPool::stats() const {
+  ObjectPoolStats total;
+  total.metadata_bytes = span_bytes_.load(std::memory_order_relaxed) + sizeof(*this);
+  for (const Shard& shard : shards_) {
+    MutexLock lock(shard.mu);
+    total.objects += shard.objects;
+    total.stored_bytes += shard.stored_bytes;
+    total.frames += shard.frames;
+    total.idle_frames += shard.idle_frames;
+  }
+  return total;
+}
+
+void ZbudPool::DebugVerify() const {
+  std::array<uint64_t, kShards> objects{};
+  std::array<uint64_t, kShards> frames{};
+  std::array<uint64_t, kShards> idle{};
+  for (uint32_t i = 0; i < arena_.span_limit(); ++i) {
+    Span* const span = span_table_[i].load(std::memory_order_acquire);
+    if (span == nullptr) continue;
+    ZP_CHECK(!span->isolated && span->pins == 0, "span out of circulation");
+    ZP_CHECK(span->taken != 0, "vacant span kept");
+    const bool open = ~(span->taken | span->punching) != 0;
+    ZP_CHECK(span->is_open == open, "list of open spans out of step");
+    for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+      const bool taken = (span->taken >> frame & 1) != 0;
+      const auto& chunks = span->chunks[frame];
+      ZP_CHECK(taken || span->IsEmpty(frame), "objects in a frame without memory");
+      ZP_CHECK(chunks[0] + chunks[1] <= kChunks, "buddies overlap");
+      if (!taken) continue;
+      ++frames[span->shard];
+      objects[span->shard] += (chunks[0] != 0 ? 1u : 0u) + (chunks[1] != 0 ? 1u : 0u);
+      if (span->IsEmpty(frame)) ++idle[span->shard];
+      const bool full = chunks[0] != 0 && chunks[1] != 0;
+      ZP_CHECK(span->list[frame] == (full ? 0 : span->FreeChunks(frame)), "frame in the wrong list");
+    }
+  }
+  for (unsigned i = 0; i < kShards; ++i) {
+    MutexLock lock(shards_[i].mu);
+    ZP_CHECK(objects[i] == shards_[i].objects && frames[i] == shards_[i].frames &&
+                 idle[i] == shards_[i].idle_frames,
+             "shard statistics out of step");
+  }
+}
+
+void ZbudPool::VacateLocked(Shard& shard, Span* span, uint32_t frame, uint32_t buddy) {
+  span->chunks[frame][buddy] = 0;
+  if (span->IsEmpty(frame)) ++shard.idle_frames;
+  RelinkLocked(shard, span, frame);
+}
+
+void ZbudPool::RelinkLocked(Shard& shard, Span* span, uint32_t frame) {
+  UnlinkLocked(shard, span, frame);
+  const auto& chunks = span->chunks[frame];
+  const uint32_t free = chunks[0] != 0 && chunks[1] != 0 ? 0 : span->FreeChunks(frame);
+  if (span->isolated || free == 0) return;
+  const FrameNumber number = span->span * kFramesPerSpan + frame;
+  FrameNumber& head = shard.lists[free];
+  span->list[frame] = static_cast<uint8_t>(free);
+  span->prev[frame] = 0;
+  span->next[frame] = head;
+  if (head != 0) SpanOfFrame(head)->prev[head % kFramesPerSpan] = number;
+  head = number;
+}
+
+void ZbudPool::UnlinkLocked(Shard& shard, Span* span, uint32_t frame) {
+  const uint8_t list = span->list[frame];
+  if (list == 0) return;
+  const FrameNumber prev = span->prev[frame];
+  const FrameNumber next = span->next[frame];
+  if (prev != 0) {
+    SpanOfFrame(prev)->next[prev % kFramesPerSpan] = next;
+  } else {
+    shard.lists[list] = next;
+  }
+  if (next != 0) SpanOfFrame(next)->prev[next % kFramesPerSpan] = prev;
+  span->list[frame] = 0;
+}
+
+void ZbudPool::LinkOpenLocked(Shard& shard, Span* span) {
+  const bool open = !span->isolated && ~(span->taken | span->punching) != 0;
+  if (open == span->is_open) return;
+  span->is_open = open;
+  if (open) {
+    span->open_prev = nullptr;
+    span->open_next = shard.open;
+    if (shard.open != nullptr) shard.open->open_prev = span;
+    shard.open = span;
+    return;
+  }
+  (span->open_prev != nullptr ? span->open_prev->open_next : shard.open) = span->open_next;
+  if (span->open_next != nullptr) span->open_next->open_prev = span->open_prev;
+}
+
+uint64_t ZbudPool::TakeIdleLocked(Shard& shard, Span* span) {
+  uint64_t frames = 0;
+  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+    if ((span->taken >> frame & 1) == 0 || !span->IsEmpty(frame)) continue;
+    UnlinkLocked(shard, span, frame);
+    frames |= uint64_t{1} << frame;
+  }
+  span->taken &= ~frames;
+  span->present &= ~frames;
+  span->punching |= frames;
+  shard.idle_frames -= static_cast<uint64_t>(std::popcount(frames));
+  return frames;
+}
+
+// Gives the frames back, which TakeIdleLocked took, and the span if nothing is left of it.
+uint64_t ZbudPool::Punch(Shard& shard, Span* span, uint64_t frames) {
+  const uint64_t base = uint64_t{span->span} * kFramesPerSpan;
+  for (uint64_t rest = frames; rest != 0;) {
+    const uint32_t first = static_cast<uint32_t>(std::countr_zero(rest));
+    const uint32_t count = static_cast<uint32_t>(std::countr_one(rest >> first));
+    arena_.Punch(base + first, count);
+    rest &= ~((count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << first);
+  }
+  const uint64_t count = static_cast<uint64_t>(std::popcount(frames));
+  bool vacant = false;
+  {
+    MutexLock lock(shard.mu);
+    span->punching &= ~frames;
+    shard.frames -= count;
+    LinkOpenLocked(shard, span);
+    vacant = !span->isolated && (span->taken | span->punching) == 0;
+    if (vacant) {
+      span->isolated = true;
+      LinkOpenLocked(shard, span);
+      span_table_[span->span].store(nullptr, std::memory_order_release);
+    }
+  }
+  if (vacant) DiscardSpan(span);
+  return count;
+}
+
+Result<ZbudPool::Span*> ZbudPool::NewSpan(unsigned shard) {
+  const uint32_t number = ZP_TRY(arena_.AllocateSpan({FrameOwner::kZbud, static_cast<uint8_t>(shard)}));
+  Span* const span = new (std::nothrow) Span(number, shard);
+  if (span == nullptr) {
+    arena_.FreeSpan(number);
+    return Error{Errc::kNoMemory, 0, "span of zbud"};
+  }
+  span_bytes_.fetch_add(sizeof(Span), std::memory_order_relaxed);
+  span_table_[number].store(span, std::memory_order_release);
+  return span;
+}
+
+void ZbudPool::DiscardSpan(Span* span) {
+  const uint32_t number = span->span;
+  span_bytes_.fetch_sub(sizeof(Span), std::memory_order_relaxed);
+  delete span;
+  arena_.FreeSpan(number);
+}
+
+// ---- moving
+
+ZbudPool::Span* ZbudPool::FindLocked(unsigned shard, uint32_t span) {
+  if (arena_.tag(span) != SpanTag{FrameOwner::kZbud, static_cast<uint8_t>(shard)}) return nullptr;
+  return span_table_[span].load(std::memory_order_acquire);
+}
+
+std::optional<SpanShape> ZbudPool::ShapeOf(uint32_t number) {
+  const SpanTag tag = arena_.tag(number);
+  if (tag.owner != FrameOwner::kZbud) return std::nullopt;
+  MutexLock lock(shards_[tag.size_class].mu);
+  const Span* const span = FindLocked(tag.size_class, number);
+  if (span == nullptr || span->isolated) return std::nullopt;
+  return SpanShape{span->Occupied(), tag.size_class};
+}
+
+Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
+  const uint32_t count = static_cast<uint32_t>(std::popcount(shape.frames));
+  Shard& shard = shards_[shape.size_class];
+  Span* const span = ZP_TRY(NewSpan(shape.size_class));
+  if (!arena_.TryTakeForMigration(count)) {
+    {
+      MutexLock lock(shard.mu);
+      span_table_[span->span].store(nullptr, std::memory_order_release);
+    }
+    DiscardSpan(span);
+    return Error{Errc::kNoMemory, 0, "frames for a migration"};
+  }
+  Status populated = OkStatus();
+  for (uint64_t rest = shape.frames; rest != 0 && populated.ok(); rest &= rest - 1) {
+    populated = arena_.Populate(
+        uint64_t{span->span} * kFramesPerSpan + static_cast<uint32_t>(std::countr_zero(rest)), 1);
+  }
+  {
+    MutexLock lock(shard.mu);
+    span->taken = shape.frames;
+    span->present = shape.frames;
+    shard.frames += count;
+    shard.idle_frames += count;
+  }
+  if (populated.ok()) return span->span;
+  Putback(span->span);
+  return populated.error();
+}
+
+MigrateOutcome ZbudPool::Isolate(uint32_t number, const SpanShape& shape) {
+  const SpanTag tag = arena_.tag(number);
+  if (tag.owner != FrameOwner::kZbud) return MigrateOutcome::kGone;
+  Shard& shard = shards_[tag.size_class];
+  MutexLock lock(shard.mu);
+  Span* const span = FindLocked(tag.size_class, number);
+  if (span == nullptr) return MigrateOutcome::kGone;
+  if (span->isolated) return MigrateOutcome::kBusy;
+  if (span->pins != 0) return MigrateOutcome::kPinned;
+  if (span->punching != 0 || (span->Occupied() & ~shape.frames) != 0) return MigrateOutcome::kBusy;
+  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+    for (const uint32_t buddy : {Span::kFirst, Span::kLast}) {
+      if (span->chunks[frame][buddy] != 0 && span->handle(frame, buddy).is_null())
+        return MigrateOutcome::kBusy;
+    }
+  }
+  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) UnlinkLocked(shard, span, frame);
+  span->isolated = true;
+  LinkOpenLocked(shard, span);
+  return MigrateOutcome::kMoved;
+}
+
+MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint32_t to_number,
+                               const std::atomic<bool>* abort) {
+  ZbudPool& pool = static_cast<ZbudPool&>(target);
+  Span* const from = span_table_[from_number].load(std::memory_order_acquire);
+  Span* const to = pool.span_table_[to_number].load(std::memory_order_acquire);
+  ZP_CHECK(from != nullptr && to != nullptr && from->isolated && to->isolated,
+           "migration of spans that are not isolated");
+  Shard& from_shard = ShardOf(*from);
+  Shard& to_shard = pool.ShardOf(*to);
+  decltype(from->chunks) chunks;
+  {
+    MutexLock lock(from_shard.mu);
+    chunks = from->chunks;
+  }
+  {
+    MutexLock lock(to_shard.mu);
+    to->chunks = chunks;
+    to_shard.idle_frames -= static_cast<uint64_t>(std::popcount(to->Occupied()));
+    for (std::atomic<uint32_t>& handle : to->handles)
+      handle.store(kMovedAway.value(), std::memory_order_relaxed);
+  }
+  const auto offset_of = [&](const Span* span, uint32_t frame, uint32_t buddy) {
+    const uint64_t base = (uint64_t{span->span} * kFramesPerSpan + frame) * kPageBytes;
+    return buddy == Span::kFirst ? base
+                                 : base + kPageBytes - uint64_t{chunks[frame][Span::kLast]} * kChunkBytes;
+  };
+  // Publishes an object's place on the other side, and counts it there before it can be freed there.
+  const auto publish = [](ZbudPool& out_of, Shard& out, ZbudPool& into, Shard& in, Handle handle,
+                          uint64_t word, Location location) {
+    const auto count = [](Shard& shard, uint64_t objects, uint64_t bytes) {
+      MutexLock lock(shard.mu);
+      shard.objects += objects;
+      shard.stored_bytes += bytes;
+    };
+    const uint64_t length = location.length;
+    count(in, 1, length);
+    location.node = into.arena_.node();
+    const bool done = out_of.handles_.CompareExchangeLocation(handle, word, location.Encode());
+    count(done ? out : in, ~uint64_t{0}, ~length + 1);
+    return done;
+  };
+  MigratedSpan result;
+  for (uint32_t i = 0; i < kFramesPerSpan * 2; ++i) {
+    const uint32_t frame = i / 2;
+    const uint32_t buddy = i % 2;
+    if (chunks[frame][buddy] == 0) continue;
+    ZP_PAUSE_POINT("migrate.object");
+    if (abort != nullptr && abort->load(std::memory_order_relaxed)) {
+      result.outcome = MigrateOutcome::kAborted;
+      break;
+    }
+    const Handle handle = from->handle(frame, buddy);
+    const uint64_t word = handles_.Lookup(handle);
+    Location location = Location::Decode(word);
+    const uint64_t source = offset_of(from, frame, buddy);
+    if (!location.is_readable() || location.node != arena_.node() || location.offset != source)
+      continue;  // freed
+    location.offset = offset_of(to, frame, buddy);
+    std::memcpy(pool.arena_.At(location.offset), arena_.At(source), location.length);
+    to->SetHandle(frame, buddy, handle);
+    if (publish(*this, from_shard, pool, to_shard, handle, word, location)) {
+      from->SetHandle(frame, buddy, kMovedAway);
+      ++result.objects;
+      result.bytes += location.length;
+    } else {
+      to->SetHandle(frame, buddy, kMovedAway);
+    }
+  }
+  if (result.outcome != MigrateOutcome::kAborted) return result;
+  for (uint32_t i = 0; i < kFramesPerSpan * 2; ++i) {
+    const uint32_t frame = i / 2;
+    const uint32_t buddy = i % 2;
+    if (chunks[frame][buddy] == 0 || from->handle(frame, buddy) != kMovedAway) continue;
+    const Handle handle = to->handle(frame, buddy);
+    const uint64_t word = handles_.Lookup(handle);
+    Location location = Location::Decode(word);
+    if (!location.is_readable() || location.node != pool.arena_.node() ||
+        location.offset != offset_of(to, frame, buddy))
+      continue;
+    location.offset = offset_of(from, frame, buddy);
+    from->SetHandle(frame, buddy, handle);
+    if (publish(pool, to_shard, *this, from_shard, handle, word, location)) {
+      to->SetHandle(frame, buddy, kMovedAway);
+    } else {
+      from->SetHandle(frame, buddy, kMovedAway);  // freed there: here, too, then
+    }
+  }
+  result.objects = 0;
+  result.bytes = 0;
+  return result;
+}
+
+void ZbudPool::Putback(uint32_t number) {
+  Span* const span = span_table_[number].load(std::memory_order_acquire);
+  ZP_CHECK(span != nullptr && span->isolated, "putback of a span that is not isolated");
+  Shard& shard = ShardOf(*span);
+  uint64_t frames = 0;
+  {
+    MutexLock lock(shard.mu);
+    for (uint32_t i = 0; i < kFramesPerSpan * 2; ++i) {
+      if (span->chunks[i / 2][i % 2] != 0 && span->handle(i / 2, i % 2) == kMovedAway)
+        VacateLocked(shard, span, i / 2, i % 2);
+    }
+    span->isolated = false;
+    if (span->Occupied() == 0) {
+      frames = TakeIdleLocked(shard, span);
+    } else {
+      for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+        if ((span->taken >> frame & 1) != 0) RelinkLocked(shard, span, frame);
+      }
+    }
+    LinkOpenLocked(shard, span);
+  }
+  if (frames != 0 || span->taken == 0) Punch(shard, span, frames);
+}
+
+Status ZbudPool::Reclaim(uint64_t frame, ObjectEvictor& evictor) {
+  const uint32_t number = static_cast<uint32_t>(frame / kFramesPerSpan);
+  const uint32_t in_span = static_cast<uint32_t>(frame % kFramesPerSpan);
+  const SpanTag tag = number < arena_.span_count() ? arena_.tag(number) : SpanTag{};
+  if (tag.owner != FrameOwner::kZbud) return Error{Errc::kGone, 0, "a frame of zbud"};
+  Shard& shard = shards_[tag.size_class];
+  std::array<Handle, 2> handles;
+  {
+    MutexLock lock(shard.mu);
+    Span* const span = FindLocked(tag.size_class, number);
+    if (span == nullptr || span->IsEmpty(in_span)) return Error{Errc::kGone, 0, "objects in the frame"};
+    if (span->isolated || span->pins != 0)
+      return Error{Errc::kBusy, 0, "a frame that is being moved or used by I/O"};
+    for (uint32_t buddy = 0; buddy < 2; ++buddy) {
+      if (span->chunks[in_span][buddy] == 0) continue;
+      handles[buddy] = span->handle(in_span, buddy);
+      if (handles[buddy].is_null()) return Error{Errc::kBusy, 0, "an object that is being stored"};
+    }
+  }
+  bool all = true;
+  for (const Handle handle : handles) {
+    if (!handle.is_null() && !evictor.Evict(handle)) all = false;
+  }
+  if (!all) return Error{Errc::kBusy, 0, "an object that its owner keeps"};
+  TrimShard(shard);
+  return OkStatus();
+}
+
+}  // namespace zp

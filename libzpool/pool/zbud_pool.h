@@ -1,0 +1,125 @@
+// The pool of at most two objects per frame.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "libzpool/base/mapping.h"
+#include "libzpool/base/mutex.h"
+#include "libzpool/base/result.h"
+#include "libzpool/frame/frame_arena.h"
+#include "libzpool/pool/handle_table.h"
+#include "libzpool/pool/object_pool.h"
+
+namespace zp {
+
+// Evicts objects for ZbudPool::Reclaim: their owner's part.
+class ObjectEvictor {
+ public:
+  virtual ~ObjectEvictor() = default;
+  // Brings the object elsewhere and releases its last reference, if it can. It may be gone by the time this
+  // is called.
+  virtual bool Evict(Handle handle) = 0;
+};
+
+// Idea: a frame holds two buddies at most, one from its start and one that ends at its end, in chunks of 64
+// bytes. Never denser
+//   than two to one, and never surprising: to vacate a frame, two objects have to go. Frames with one buddy
+//   are found by how many chunks are free in them, best fit first.
+// Trade-off: density for bounded work. For pools whose content is written back soon, and where latency
+// counts. Cost: 20 bytes per frame. Locks: one mutex per shard, no two at a time, no system call under them.
+// A thread stores into its CPU's shard; each has
+//   spans of its own.
+// Source: Linux mm/zbud.c (chunks, unbuddied lists). The kernel's handles were addresses, so its frames could
+// not move.
+class ZbudPool final : public ObjectPool {
+ public:
+  static constexpr uint32_t kChunkBytes = 64;
+  static constexpr uint32_t kChunks = kPageBytes / kChunkBytes;
+  static constexpr unsigned kShards = 4;
+
+  // Both must outlive the pool.
+  static Result<std::unique_ptr<ZbudPool>> Create(FrameArena& arena, HandleTable& handles);
+  // Every object must have been freed.
+  ~ZbudPool() override;
+  ZbudPool(const ZbudPool&) = delete;
+  ZbudPool& operator=(const ZbudPool&) = delete;
+
+  Result<uint64_t> Allocate(uint32_t length) override;
+  void Bind(uint64_t offset, Handle handle) override;
+  void Free(uint64_t offset, uint32_t length) override;
+  Status Pin(uint64_t offset, uint32_t length) override;
+  void Unpin(uint64_t offset, uint32_t length) override;
+  uint64_t Trim() override;
+  ObjectPoolStats stats() const override;
+  void DebugVerify() const override;
+
+  std::optional<SpanShape> ShapeOf(uint32_t span) override;
+  Result<uint32_t> Reserve(const SpanShape& shape) override;
+  MigrateOutcome Isolate(uint32_t span, const SpanShape& shape) override;
+  MigratedSpan Migrate(uint32_t span, MovableOwner& target, uint32_t target_span,
+                       const std::atomic<bool>* abort) override;
+  void Putback(uint32_t span) override;
+
+  // Vacates one frame by evicting the objects in it, at most two, through their owner. kBusy: one of them
+  // could not go, or is just being stored, moved or used by I/O; kGone: there is none. Not for the path of a
+  // fault.
+  Status Reclaim(uint64_t frame, ObjectEvictor& evictor);
+
+ private:
+  struct Span;
+  // A frame's place in a list: number in the arena; 0 is none, for frame 0 belongs to no pool.
+  using FrameNumber = uint32_t;
+
+  struct alignas(64) Shard {
+    mutable Mutex mu;
+    // Frames with one buddy, by free chunks; [0] is not used. [kChunks]: frames with memory and no object.
+    std::array<FrameNumber, kChunks + 1> lists ZP_GUARDED_BY(mu){};
+    Span* open ZP_GUARDED_BY(mu) = nullptr;  // spans with frames that are not taken
+    uint64_t objects ZP_GUARDED_BY(mu) = 0;
+    uint64_t stored_bytes ZP_GUARDED_BY(mu) = 0;
+    uint64_t frames ZP_GUARDED_BY(mu) = 0;
+    uint64_t idle_frames ZP_GUARDED_BY(mu) = 0;
+  };
+  struct Claim {
+    Span* span = nullptr;
+    uint32_t frame = 0;  // in the span
+    uint32_t buddy = 0;
+    bool populate = false;
+  };
+  enum class ClaimOutcome { kClaimed, kNeedsSpan, kOverBudget };
+
+  ZbudPool(FrameArena& arena, HandleTable& handles, Mapping span_table);
+
+  Shard& ShardOf(const Span& span) { return shards_[ShardIndex(span)]; }
+  static unsigned ShardIndex(const Span& span);
+  Span* SpanOf(uint64_t offset) const;
+  Span* FindLocked(unsigned shard, uint32_t span) ZP_REQUIRES(shards_[shard].mu);
+
+  ClaimOutcome ClaimLocked(Shard& shard, uint32_t length, Claim* claim) ZP_REQUIRES(shard.mu);
+  void VacateLocked(Shard& shard, Span* span, uint32_t frame, uint32_t buddy) ZP_REQUIRES(shard.mu);
+  // Puts the frame into the list that fits what is in it, or into none.
+  void RelinkLocked(Shard& shard, Span* span, uint32_t frame) ZP_REQUIRES(shard.mu);
+  void UnlinkLocked(Shard& shard, Span* span, uint32_t frame) ZP_REQUIRES(shard.mu);
+  // Frames without objects that are to be given back; they are out of all lists.
+  uint64_t TakeIdleLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
+  uint64_t Punch(Shard& shard, Span* span, uint64_t frames) ZP_EXCLUDES(shard.mu);
+  void LinkOpenLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
+  uint64_t TrimShard(Shard& shard) ZP_EXCLUDES(shard.mu);
+  Result<Span*> NewSpan(unsigned shard);
+  void DiscardSpan(Span* span);
+  Span* SpanOfFrame(FrameNumber frame) const {
+    return span_table_[frame / kFramesPerSpan].load(std::memory_order_acquire);
+  }
+
+  FrameArena& arena_;
+  HandleTable& handles_;
+  Mapping span_table_memory_;
+  std::atomic<Span*>* const span_table_;
+  std::atomic<uint64_t> span_bytes_{0};
+  std::array<Shard, kShards> shards_;
+};
+
+}  // namespace zp
