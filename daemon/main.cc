@@ -52,10 +52,11 @@ int Main(int argc, char** argv) {
 
   auto table = ClientTable::Create();
   if (!table.ok()) return Fail(table.error(), *options);
-  auto store =
-      zp::PageStore::Create({.topology = zp::Topology::Detect(),
-                             .capacity = zp::Bytes(options->pool_limit_bytes),
-                             .codec = options->codec == "raw" ? zp::CodecId::kRaw : zp::CodecId::kLz4});
+  auto store = zp::PageStore::Create(
+      {.topology = zp::Topology::Detect(),
+       .capacity = zp::Bytes(options->pool_limit_bytes),
+       .codec = options->codec == "raw" ? zp::CodecId::kRaw : zp::CodecId::kLz4,
+       .pool = options->pool == "zbud" ? zp::PoolKind::kZbud : zp::PoolKind::kZsmalloc});
   if (!store.ok()) return Fail(store.error(), *options);
   auto index_arena = zp::IndexArena::Create();
   if (!index_arena.ok()) return Fail(index_arena.error(), *options);
@@ -67,7 +68,7 @@ int Main(int argc, char** argv) {
     (void)!write(options->ready_fd, "1\n", 2);
     (void)close(options->ready_fd);
   }
-  spdlog::info("listening on {}, pool limit {} MiB, codec {}", options->socket_path,
+  spdlog::info("listening on {}, pool {} of at most {} MiB, codec {}", options->socket_path, options->pool,
                options->pool_limit_bytes >> 20, options->codec);
   return server.Run();
 }

@@ -33,7 +33,7 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_status) {
       ->check(CLI::IsMember({"lz4", "raw"}))
       ->capture_default_str();
   app.add_option("--pool", options.pool, "how compressed pages are kept")
-      ->check(CLI::IsMember({"zsmalloc"}))
+      ->check(CLI::IsMember({"zsmalloc", "zbud"}))
       ->capture_default_str();
   app.add_option("--pool-limit", options.pool_limit_bytes,
                  "most memory for compressed pages, such as 8G; default: half of the machine's")

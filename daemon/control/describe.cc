@@ -135,4 +135,22 @@ json DescribeAll(const StatRequest& request, const ClientRegistry& registry, con
   };
 }
 
+json DescribeNodes(const zp::PageStore& store, const PoolKeeper& keeper) {
+  json nodes = json::array();
+  for (const zp::NodeId node : store.topology().nodes()) {
+    const zp::NodeStats stats = store.node_stats(node);
+    nodes.push_back({{"node", node.value()},
+                     {"accepts", stats.accepts},
+                     {"pool_bytes", stats.pool_bytes},
+                     {"object_bytes", stats.stored_bytes},
+                     {"objects", stats.objects}});
+  }
+  const zp::CompactorStats moved = keeper.stats();
+  return {{"schema", "uzswap.node-list/1"},
+          {"nodes", std::move(nodes)},
+          {"compaction", {{"objects", moved.objects}, {"bytes", moved.bytes}}},
+          {"balanced_bytes", moved.balanced.bytes},
+          {"demoted_bytes", moved.demoted.bytes}};
+}
+
 }  // namespace uzswap

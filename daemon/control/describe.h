@@ -6,6 +6,7 @@
 
 #include "daemon/client/client_registry.h"
 #include "daemon/options.h"
+#include "daemon/pool/pool_keeper.h"
 #include "libzpool/index/offset_index.h"
 #include "libzpool/store/page_store.h"
 
@@ -22,5 +23,7 @@ struct StatRequest {
 nlohmann::json DescribeAll(const StatRequest& request, const ClientRegistry& registry,
                            const zp::PageStore& store, const zp::IndexArena& index_arena,
                            const Options& options, double uptime_seconds);
+
+nlohmann::json DescribeNodes(const zp::PageStore& store, const PoolKeeper& keeper);
 
 }  // namespace uzswap

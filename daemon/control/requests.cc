@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <optional>
 
 #include "daemon/control/describe.h"
 #include "daemon/reclaim/reclaimer.h"
@@ -108,6 +110,58 @@ Reply HandleRestore(const json& request, const RequestContext& context) {
   return reply;
 }
 
+// "node": a number that the pool has; nothing and an error in `reply` otherwise.
+std::optional<zp::NodeId> NodeOf(const json& request, const RequestContext& context, Reply* reply) {
+  const auto& nodes = context.store.topology().nodes();
+  if (IsNumber(request, "node")) {
+    const uint64_t number = request["node"].get<uint64_t>();
+    for (const zp::NodeId node : nodes) {
+      if (node.value() == number) return node;
+    }
+  }
+  std::string there;
+  for (const zp::NodeId node : nodes) there += fmt::format("{}{}", there.empty() ? "" : ", ", node.value());
+  *reply = Failure(EINVAL, fmt::format("the request needs \"node\", a node of the pool: {}", there));
+  return std::nullopt;
+}
+
+Reply HandleNode(const json& request, const RequestContext& context) {
+  const std::string action =
+      request.contains("action") && request["action"].is_string() ? request["action"].get<std::string>() : "";
+  if (action == "list") return {0, DescribeNodes(context.store, context.pool_keeper).dump(), false, nullptr};
+  if (action != "drain" && action != "open" && action != "balance")
+    return Failure(EINVAL, "the request needs \"action\": list, drain, open or balance");
+  if (context.uid != 0) return Failure(EPERM, "only root may move the pool; ask as root");
+  Reply reply;
+  if (action == "balance") {
+    reply.later = [&keeper = context.pool_keeper] {
+      return json{{"schema", "uzswap.node-balance/1"}, {"moved_bytes", keeper.Balance()}};
+    };
+    return reply;
+  }
+  const auto node = NodeOf(request, context, &reply);
+  if (!node.has_value()) return reply;
+  if (action == "open") {
+    context.pool_keeper.Open(*node);
+    return {0, json{{"schema", "uzswap.ok/1"}}.dump(), false, nullptr};
+  }
+  const auto& nodes = context.store.topology().nodes();
+  const bool elsewhere = std::any_of(nodes.begin(), nodes.end(), [&](zp::NodeId other) {
+    return other != *node && context.store.node_stats(other).accepts;
+  });
+  if (!elsewhere)
+    return Failure(EINVAL, "no other node takes what would be moved; `uzswap node open` one first");
+  reply.later = [&keeper = context.pool_keeper, node = *node] {
+    const PoolKeeper::Drained done = keeper.Drain(node);
+    return json{{"schema", "uzswap.node-drain/1"},
+                {"moved_bytes", done.moved_bytes},
+                {"left_bytes", done.left_bytes},
+                {"pinned", done.pinned_spans},
+                {"without_target", done.without_target}};
+  };
+  return reply;
+}
+
 }  // namespace
 
 Reply HandleRequest(const std::string& text, const RequestContext& context) {
@@ -124,6 +178,7 @@ Reply HandleRequest(const std::string& text, const RequestContext& context) {
   if (verb == "limit") return HandleLimit(request, context);
   if (verb == "reclaim") return HandleReclaim(request, context);
   if (verb == "restore") return HandleRestore(request, context);
+  if (verb == "node") return HandleNode(request, context);
   return Failure(EOPNOTSUPP, "this daemon does not know that verb; it may be older than your uzswap");
 }
 

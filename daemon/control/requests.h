@@ -12,6 +12,7 @@
 
 #include "daemon/client/client_registry.h"
 #include "daemon/options.h"
+#include "daemon/pool/pool_keeper.h"
 #include "libzpool/index/offset_index.h"
 #include "libzpool/store/page_store.h"
 
@@ -21,6 +22,7 @@ struct RequestContext {
   ClientRegistry& registry;
   zp::PageStore& store;
   zp::IndexArena& index_arena;
+  PoolKeeper& pool_keeper;
   const Options& options;
   double uptime_seconds;
   uid_t uid;  // who asks

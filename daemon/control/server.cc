@@ -59,6 +59,7 @@ Server::~Server() {
     operations_stop_ = true;
   }
   operations_wake_.NotifyAll();
+  pool_keeper_.Stop();
   if (operations_thread_.joinable()) operations_thread_.join();
   reclaimer_.Stop();
   workers_.reset();
@@ -84,6 +85,7 @@ zp::Status Server::Start() {
   workers_ = ZP_TRY(FaultWorkers::Start([this](uint32_t id) { OnGone(id); }));
   const auto cpus = static_cast<unsigned>(workers_->count());
   reclaimer_.Start(std::min(4u, (cpus + 1) / 2));
+  pool_keeper_.Start();
   operations_thread_ = std::thread([this] { RunOperations(); });
   return zp::OkStatus();
 }
@@ -315,6 +317,7 @@ void Server::Answer(const Connection& connection) {
   RequestContext context{registry_,
                          store_,
                          index_arena_,
+                         pool_keeper_,
                          options_,
                          std::chrono::duration<double>(Clock::now() - started_at_).count(),
                          connection.peer().uid};

@@ -20,6 +20,7 @@
 #include "daemon/control/connection.h"
 #include "daemon/fault/fault_workers.h"
 #include "daemon/options.h"
+#include "daemon/pool/pool_keeper.h"
 #include "daemon/reclaim/reclaimer.h"
 #include "libzpool/index/offset_index.h"
 #include "libzpool/store/page_store.h"
@@ -69,6 +70,7 @@ class Server : public ClientHost {
   ClientServices services_;
   ClientRegistry registry_;
   Reclaimer reclaimer_{registry_};
+  PoolKeeper pool_keeper_{store_};
   std::unique_ptr<FaultWorkers> workers_;
   const Clock::time_point started_at_ = Clock::now();
 

@@ -67,7 +67,7 @@ struct Hello {
   uint64_t staging_start, staging_bytes;
   uint64_t ring_start_hint;  // unused, 0
   char codec[16];            // "" (daemon's default), "lz4", "raw"; NUL-terminated
-  char pool[16];             // "" (daemon's default), "zsmalloc"; NUL-terminated
+  char pool[16];             // "" (daemon's default), "zsmalloc", "zbud"; NUL-terminated
 };
 static_assert(sizeof(Hello) == 16 + 6 * 8 + 32);
 

@@ -15,6 +15,7 @@ struct MadeDaemon : ClientHost {
   MadeDaemon() {
     zp::PageStore::Options options;
     options.capacity = zp::MiB(16);
+    options.topology = zp::Topology::Made({zp::NodeId(0), zp::NodeId(2)}, {{10, 20}, {20, 10}}).value();
     store = std::move(*zp::PageStore::Create(options));
     index_arena = std::move(*zp::IndexArena::Create());
     table = std::make_unique<ClientTable>(std::move(*ClientTable::Create()));

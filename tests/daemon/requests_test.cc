@@ -4,8 +4,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <numeric>
 #include <random>
+#include <vector>
 
 #include "daemon/sys/packet_socket.h"
 #include "tests/daemon/made_daemon.h"
@@ -18,7 +21,8 @@ using nlohmann::json;
 class Requests : public ::testing::Test {
  protected:
   Reply Ask(const std::string& text, uid_t uid = 0) {
-    return HandleRequest(text, {registry_, *daemon_.store, *daemon_.index_arena, options_, 1.5, uid});
+    return HandleRequest(text,
+                         {registry_, *daemon_.store, *daemon_.index_arena, pool_keeper_, options_, 1.5, uid});
   }
   void ExpectFailure(const std::string& text, int status) {
     const Reply reply = Ask(text);
@@ -30,8 +34,49 @@ class Requests : public ::testing::Test {
   }
   MadeDaemon daemon_;
   ClientRegistry registry_;
+  PoolKeeper pool_keeper_{*daemon_.store};
   Options options_;
 };
+
+TEST_F(Requests, NodesAreListedDrainedAndOpened) {
+  const auto ask = [&](const std::string& rest) { return Ask("{\"verb\":\"node\"," + rest + "}"); };
+  auto scratch = std::make_unique<zp::Scratch>();
+  std::array<std::byte, zp::kPageBytes> page;
+  std::vector<zp::Slot> slots;
+  for (int i = 0; i < 100; ++i) {
+    std::iota(reinterpret_cast<uint8_t*>(page.data()), reinterpret_cast<uint8_t*>(page.data()) + 2000,
+              uint8_t(i));
+    slots.push_back(daemon_.store->Store(page, {1, zp::PageIndex(1)}, zp::NodeId(2), *scratch).value());
+  }
+  Reply reply = ask("\"action\":\"list\"");
+  ASSERT_EQ(reply.status, 0);
+  json answer = json::parse(reply.json);
+  ASSERT_EQ(answer["nodes"].size(), 2u);
+  EXPECT_EQ(answer["nodes"][1]["node"], 2);
+  EXPECT_EQ(answer["nodes"][1]["objects"], 100);
+  EXPECT_EQ(answer["nodes"][1]["accepts"], true);
+
+  reply = ask("\"action\":\"drain\",\"node\":2");
+  ASSERT_TRUE(reply.later);
+  answer = reply.later();
+  EXPECT_EQ(answer["left_bytes"], 0);
+  EXPECT_GT(answer["moved_bytes"], 0);
+  EXPECT_EQ(json::parse(ask("\"action\":\"list\"").json)["nodes"][0]["objects"], 100);
+  // The last one that is open stays.
+  EXPECT_EQ(ask("\"action\":\"drain\",\"node\":0").status, EINVAL);
+  EXPECT_EQ(ask("\"action\":\"open\",\"node\":2").status, 0);
+  EXPECT_EQ(json::parse(ask("\"action\":\"list\"").json)["nodes"][1]["accepts"], true);
+  EXPECT_EQ(ask("\"action\":\"balance\"").later()["moved_bytes"], 0);
+
+  for (const char* wrong : {"\"action\":\"drain\"", "\"action\":\"drain\",\"node\":1",
+                            "\"action\":\"drain\",\"node\":-1", "\"action\":\"drain\",\"node\":\"0\"",
+                            "\"action\":\"open\",\"node\":64", "\"action\":7", "\"node\":0"}) {
+    EXPECT_EQ(ask(wrong).status, EINVAL) << wrong;
+  }
+  EXPECT_EQ(Ask("{\"verb\":\"node\",\"action\":\"drain\",\"node\":2}", 1000).status, EPERM);
+  EXPECT_EQ(Ask("{\"verb\":\"node\",\"action\":\"list\"}", 1000).status, 0);
+  for (const zp::Slot slot : slots) daemon_.store->Release(slot);
+}
 
 TEST_F(Requests, MalformedOnesAreRefusedWithAText) {
   for (const char* text :

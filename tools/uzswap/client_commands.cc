@@ -23,6 +23,11 @@ std::string PagesText(uint64_t pages) {
   return fmt::format("{} pages ({})", FormatCount(pages), FormatBytes(pages * zp::kPageBytes));
 }
 
+int PrintJson(const nlohmann::json& answer) {
+  fmt::print("{}\n", answer.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+  return kExitOk;
+}
+
 }  // namespace
 
 int RunStat(const std::string& socket_path, std::optional<uint64_t> pid, bool json) {
@@ -35,10 +40,7 @@ int RunStat(const std::string& socket_path, std::optional<uint64_t> pid, bool js
     return Fail(fmt::format(
         "process {} is not attached (or is another user's); `uzswap stat` lists those that are", *pid));
   }
-  if (json) {
-    fmt::print("{}\n", answer.answer.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
-    return kExitOk;
-  }
+  if (json) return PrintJson(answer.answer);
   if (!snapshot.ok()) return Fail(snapshot.message());
   if (!pid) {
     fmt::print("{}", RenderStatTable(snapshot.value()));
@@ -72,6 +74,61 @@ int RunRestore(const std::string& socket_path, uint64_t pid) {
   if (failed == 0) return kExitOk;
   return Fail(fmt::format("{} could not be brought home; they stay stored, and the daemon's log says why",
                           PagesText(failed)));
+}
+
+int RunNodeList(const std::string& socket_path, bool json) {
+  const Answer answer = AskDaemon(socket_path, {{"verb", "node"}, {"action", "list"}}, kStatTimeout);
+  if (!answer.ok()) return Fail(answer.message);
+  if (json) return PrintJson(answer.answer);
+  const auto nodes = answer.answer.find("nodes");
+  if (nodes == answer.answer.end() || !nodes->is_array()) return Fail("the daemon's answer lists no nodes");
+  fmt::print("{:>4}  {:<7} {:>9} {:>9} {:>9} {:>8}\n", "NODE", "STATE", "POOL", "OBJECTS", "BYTES",
+             "DENSITY");
+  for (const nlohmann::json& node : *nodes) {
+    if (!node.is_object()) continue;
+    const uint64_t pool = CountField(node, "pool_bytes");
+    const uint64_t bytes = CountField(node, "object_bytes");
+    const auto accepts = node.find("accepts");
+    const bool open = accepts == node.end() || *accepts != nlohmann::json(false);
+    fmt::print(
+        "{:>4}  {:<7} {:>9} {:>9} {:>9} {:>8}\n", CountField(node, "node"), open ? "open" : "drained",
+        FormatBytes(pool), FormatCount(CountField(node, "objects")), FormatBytes(bytes),
+        pool == 0 ? "-" : fmt::format("{:.3f}", static_cast<double>(bytes) / static_cast<double>(pool)));
+  }
+  return kExitOk;
+}
+
+int RunNodeDrain(const std::string& socket_path, uint64_t node, bool json) {
+  const Answer answer =
+      AskDaemon(socket_path, {{"verb", "node"}, {"action", "drain"}, {"node", node}}, kWorkTimeout);
+  if (!answer.ok()) return Fail(answer.message);
+  const uint64_t left = CountField(answer.answer, "left_bytes");
+  if (json) {
+    PrintJson(answer.answer);
+    return left == 0 ? kExitOk : kExitFailed;
+  }
+  fmt::print("node {}: {} moved away\n", node, FormatBytes(CountField(answer.answer, "moved_bytes")));
+  if (left == 0) return kExitOk;
+  const char* why = CountField(answer.answer, "without_target") != 0
+                        ? "the other nodes have no room for it"
+                        : "it is in use at the moment; try again";
+  return Fail(fmt::format("{} of its memory had to stay: {}", FormatBytes(left), why));
+}
+
+int RunNodeOpen(const std::string& socket_path, uint64_t node) {
+  const Answer answer =
+      AskDaemon(socket_path, {{"verb", "node"}, {"action", "open"}, {"node", node}}, kStatTimeout);
+  if (!answer.ok()) return Fail(answer.message);
+  fmt::print("node {}: open\n", node);
+  return kExitOk;
+}
+
+int RunNodeBalance(const std::string& socket_path, bool json) {
+  const Answer answer = AskDaemon(socket_path, {{"verb", "node"}, {"action", "balance"}}, kWorkTimeout);
+  if (!answer.ok()) return Fail(answer.message);
+  if (json) return PrintJson(answer.answer);
+  fmt::print("{} moved\n", FormatBytes(CountField(answer.answer, "moved_bytes")));
+  return kExitOk;
 }
 
 }  // namespace uzswap::cli

@@ -1,4 +1,4 @@
-// `uzswap stat`, `limit`, `reclaim`, `restore`: one question to a running daemon each.
+// `uzswap stat`, `limit`, `reclaim`, `restore`, `node`: one question to a running daemon each.
 #pragma once
 
 #include <cstdint>
@@ -20,5 +20,14 @@ int RunReclaim(const std::string& socket_path, uint64_t pid, uint64_t bytes);
 
 // Brings all of its memory home. Also kExitFailed if some pages could not be.
 int RunRestore(const std::string& socket_path, uint64_t pid);
+
+// What the pool has on each NUMA node.
+int RunNodeList(const std::string& socket_path, bool json);
+
+// Moves everything off a node. Also kExitFailed if something had to stay.
+int RunNodeDrain(const std::string& socket_path, uint64_t node, bool json);
+
+int RunNodeOpen(const std::string& socket_path, uint64_t node);
+int RunNodeBalance(const std::string& socket_path, bool json);
 
 }  // namespace uzswap::cli

@@ -56,6 +56,13 @@ constexpr char kControlFooter[] =
     "Root may steer every program, others those of their own. `uzswap stat` lists the pids.\n"
     "Exit codes: 0 done, 1 failed (no daemon, no such process, not permitted), 2 wrong usage.";
 
+constexpr char kNodeFooter[] =
+    "Compressed pages lie on the node where their program runs, while it has room. A node that was drained "
+    "takes nothing "
+    "new until `uzswap node open`.\n"
+    "Moving is for root. Programs notice nothing of it.\n"
+    "Exit codes: 0 done, 1 failed, or something had to stay, 2 wrong usage.";
+
 constexpr char kStatFooter[] = R"(Columns:
   LIMIT     resident limit                     RATIO    STORED / POOL
   RESIDENT  memory that the program has now    FAULTS   pages brought back when they were touched
@@ -211,10 +218,11 @@ std::optional<CommandLine> ParseCommandLine(std::vector<std::string> words, int*
       ->option_text("NAME")
       ->envname("UZSWAP_CODEC")
       ->check(CLI::IsMember({"lz4", "raw"}));
-  run->add_option("--pool", line.run.pool, "how compressed pages are kept: zsmalloc (default)")
+  run->add_option("--pool", line.run.pool,
+                  "how compressed pages are kept: zsmalloc (default, dense) or zbud (two to a frame)")
       ->option_text("NAME")
       ->envname("UZSWAP_POOL")
-      ->check(CLI::IsMember({"zsmalloc"}));
+      ->check(CLI::IsMember({"zsmalloc", "zbud"}));
   add_socket(run, &line.run.socket);
   CLI::Option* embedded =
       run->add_flag("--embedded", line.run.embedded, "start a daemon for this run even where one listens");
@@ -252,6 +260,21 @@ std::optional<CommandLine> ParseCommandLine(std::vector<std::string> words, int*
   add_socket(restore, &line.socket);
   restore->footer("A limit that is set stays, and takes memory again. Example: uzswap restore 4711\n" +
                   std::string(kControlFooter));
+
+  CLI::App* node = app.add_subcommand("node", "show and move what lies on the machine's NUMA nodes");
+  node->require_subcommand(1);
+  node->footer(kNodeFooter);
+  const auto add_node_command = [&](const char* name, const char* about, bool of_one) {
+    CLI::App* command = node->add_subcommand(name, about);
+    if (of_one) command->add_option("NODE", line.node, "the node's number")->required();
+    command->add_flag("--json", line.json, "print the daemon's answer as JSON");
+    add_socket(command, &line.socket);
+    return command;
+  };
+  const CLI::App* node_list = add_node_command("list", "what each node holds", false);
+  const CLI::App* node_drain = add_node_command("drain", "move everything off a node, and close it", true);
+  const CLI::App* node_open = add_node_command("open", "let a node take compressed pages again", true);
+  (void)add_node_command("balance", "even out nodes that are nearly full, now", false);
 
   if (words.empty()) words = {"--help"};
   if (words[0] == "run") line.run.command = SplitCommand(*run, &words);
@@ -308,6 +331,12 @@ std::optional<CommandLine> ParseCommandLine(std::vector<std::string> words, int*
   } else if (chosen == reclaim) {
     line.command = Command::kReclaim;
     if (!TakeSize("SIZE", size, &line.bytes, &message)) return complain(message);
+  } else if (chosen == node) {
+    const CLI::App* action = node->get_subcommands()[0];
+    line.command = action == node_list    ? Command::kNodeList
+                   : action == node_drain ? Command::kNodeDrain
+                   : action == node_open  ? Command::kNodeOpen
+                                          : Command::kNodeBalance;
   } else {
     line.command = Command::kRestore;
   }

@@ -13,7 +13,18 @@
 
 namespace uzswap::cli {
 
-enum class Command { kRun, kStat, kDoctor, kLimit, kReclaim, kRestore };
+enum class Command {
+  kRun,
+  kStat,
+  kDoctor,
+  kLimit,
+  kReclaim,
+  kRestore,
+  kNodeList,
+  kNodeDrain,
+  kNodeOpen,
+  kNodeBalance
+};
 
 struct CommandLine {
   Command command = Command::kStat;
@@ -22,6 +33,7 @@ struct CommandLine {
   bool json = false;
   std::optional<uint64_t> pid;
   uint64_t bytes = 0;
+  uint64_t node = 0;
 };
 
 // Parses the words after the program's name. Prints help, version or a complaint itself; nothing then, and

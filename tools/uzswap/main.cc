@@ -28,6 +28,14 @@ int Dispatch(const CommandLine& line) {
       return RunReclaim(socket, *line.pid, line.bytes);
     case Command::kRestore:
       return RunRestore(socket, *line.pid);
+    case Command::kNodeList:
+      return RunNodeList(socket, line.json);
+    case Command::kNodeDrain:
+      return RunNodeDrain(socket, line.node, line.json);
+    case Command::kNodeOpen:
+      return RunNodeOpen(socket, line.node);
+    case Command::kNodeBalance:
+      return RunNodeBalance(socket, line.json);
   }
   return kExitFailed;
 }
