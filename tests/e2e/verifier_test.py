@@ -90,6 +90,11 @@ def raw_codec(context):
 
 
 @case
+def zbud_pool(context):
+    run(context, 128, 5, daemon_options=("--pool", "zbud"), share=0.4)
+
+
+@case
 def daemon_leaves(context):
     """SIGTERM to a daemon with clients: every page comes home first, and the programs go on without it."""
     context.need_uzswap()

@@ -19,8 +19,10 @@ FramesByNode PlacesOf(int fd) {
   void* const map = mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, fd, 0);
   ZP_CHECK(map != MAP_FAILED, "mapping an arena's file");
   std::vector<void*> frames;
-  // The first page is the header's, and is written before the file is bound.
-  for (off_t at = lseek(fd, kPageBytes, SEEK_DATA); at >= 0; at = lseek(fd, at + kPageBytes, SEEK_DATA)) {
+  // Header and tags are written before the file is bound.
+  const off_t first =
+      static_cast<off_t>(FrameArena::FirstSpan(static_cast<uint64_t>(info.st_size)) * kSpanBytes);
+  for (off_t at = lseek(fd, first, SEEK_DATA); at >= 0; at = lseek(fd, at + kPageBytes, SEEK_DATA)) {
     char* const frame = static_cast<char*>(map) + at;
     static_cast<void>(*static_cast<volatile char*>(frame));  // move_pages sees only what is in the page table
     frames.push_back(frame);

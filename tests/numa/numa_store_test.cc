@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "libzpool/compact/compactor.h"
 #include "libzpool/frame/topology.h"
 #include "libzpool/store/page_store.h"
 #include "tests/libzpool/pages.h"
@@ -167,6 +168,42 @@ TEST_F(NumaStore, FreedFramesComeBackOnTheSameNode) {
     store_->Trim();
     for (const NodeId node : nodes()) EXPECT_EQ(FramesAt(node), 0u);
   }
+}
+
+TEST_F(NumaStore, DrainLeavesNoFrameAndKeepsEveryHandle) {
+  if (nodes().size() < 2) GTEST_SKIP() << "one node";
+  Compactor compactor(*store_, {});
+  for (const PoolKind pool : {PoolKind::kZsmalloc, PoolKind::kZbud}) {
+    store_->set_pool(pool);
+    for (const NodeId node : nodes()) {
+      ASSERT_NO_FATAL_FAILURE(StoreMany(node, 600));
+      EXPECT_GT(FramesAt(node), 100u);
+      Compactor::Drain drain;
+      for (int steps = 0; steps < 1000; ++steps) {
+        drain = compactor.DrainStep(node, MiB(1), MigrateMode::kSync);
+        if (drain.left_bytes == 0) break;
+      }
+      EXPECT_EQ(drain.left_bytes, 0u);
+      // None of any arena, by the kernel's word.
+      for (const auto& [home, places] : FramePlaces(*store_)) {
+        EXPECT_EQ(places.count(Number(node)), 0u) << "frames of arena " << home;
+      }
+      VerifyAll();
+      store_->SetNodeAccepts(node, true);
+    }
+  }
+}
+
+TEST_F(NumaStore, ObjectsFollowTheirClient) {
+  if (nodes().size() < 2) GTEST_SKIP() << "one node";
+  ASSERT_NO_FATAL_FAILURE(StoreMany(nodes()[0], 300));
+  for (const Stored& stored : stored_) {
+    ASSERT_TRUE(!stored.slot.is_handle() || store_->MoveObject(stored.slot, nodes()[1]).ok());
+  }
+  store_->Trim();
+  EXPECT_EQ(FramesAt(nodes()[0]), 0u);
+  EXPECT_GT(FramesAt(nodes()[1]), 50u);
+  VerifyAll();
 }
 
 TEST_F(NumaStore, FullNodeFallsBackToTheNearest) {

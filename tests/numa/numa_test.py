@@ -47,9 +47,10 @@ uzswapd --ready-fd 3 3>/run/ready 2>/run/daemon.log &
 daemon=$!
 read ready </run/ready
 echo "ready: $ready"
-uzswap run --limit {limit}M --report -- verifier --megabytes {megabytes} --seconds {seconds} --threads 4 --seed {seed} --no-helpers &
+taskset {cpus} uzswap run --limit {limit}M --report -- verifier --megabytes {megabytes} --seconds {seconds} --threads 4 --seed {seed} --no-helpers &
 program=$!
 while kill -0 $program 2>/dev/null; do
+{each_second}
   grep uzswap-frames /proc/$daemon/numa_maps >>/run/frames
   sleep 1
 done
@@ -70,10 +71,12 @@ dd if=/dev/zero of=/filler/file bs=1M count=$((free - 8)) 2>/dev/null
 """
 
 
-def program_under_a_limit(context, before=""):
-    """Runs the verifier on two nodes; returns for each node the most frames that the daemon had there."""
+def program_under_a_limit(context, before="", cpus=3, each_second=""):
+    """Runs the verifier on two nodes, on the CPUs of that mask; returns the console and for each node the most frames that the daemon
+    had there."""
     megabytes, seconds = 16, 60 if context.long else 10
-    script = before + PROGRAM_UNDER_A_LIMIT.format(megabytes=megabytes, limit=megabytes // 2, seconds=seconds, seed=context.seed)
+    script = before + PROGRAM_UNDER_A_LIMIT.format(megabytes=megabytes, limit=megabytes // 2, seconds=seconds, seed=context.seed,
+                                                     cpus=cpus, each_second=each_second)
     outcome = guest.run(context, "two", script, [context.uzswapd, context.uzswap, context.agent, context.verifier], seconds=180 + 5 * seconds)
     context.figure("time", outcome.seconds, "seconds")
 
@@ -95,19 +98,40 @@ def program_under_a_limit(context, before=""):
         check(sum(frames.values()) <= 8, f"frames of node {home} lie elsewhere: {places}")
     for node, count in most.items():
         context.figure(f"most_frames_on_node_{node}", count, "pages")
-    return most
+    return outcome.console, most
 
 
 @case
 def program_on_two_nodes(context):
-    most = program_under_a_limit(context)
-    check(most[0] > 1000, "the pool never held much")
+    _, most = program_under_a_limit(context)
+    check(most[0] + most[1] > 1000, "the pool never held much")
+
+
+# Back and forth: a node is emptied while the program runs, and shows no frame, then the other.
+DRAIN_BOTH = """
+  for node in 0 1; do
+    uzswap node drain $node && uzswap node list && uzswap node open $node || echo "drain failed"
+  done
+"""
+
+
+@case
+def program_while_nodes_are_drained(context):
+    """What is stored moves from node to node under the program's feet: every word stays right."""
+    console, _ = program_under_a_limit(context, each_second=DRAIN_BOTH)
+    drained = re.findall(r"^node \d: (\S+) moved away", console, re.M)
+    context.figure("drains", len(drained), "count")
+    check(len(drained) >= 4 and any(amount not in ("0", "0B") for amount in drained), f"nothing moved: {drained}")
+    check("drain failed" not in console, "a drain left something behind")
+    # What `node list` said right behind each drain.
+    rows = re.findall(r"^ *(\d+) +drained +(\S+) +(\S+)", console, re.M)
+    check(rows and all(objects == "0" for _, _, objects in rows), f"objects on a drained node: {rows}")
 
 
 @case
 def program_beside_a_full_node(context):
-    """The daemon prefers node 0, which is full: nothing is lost, nobody is killed, node 1 takes what does not fit."""
-    most = program_under_a_limit(context, FILL_NODE_0)
+    """The program runs on node 0, so the daemon prefers it, which is full: nothing is lost, nobody is killed, node 1 takes what does not fit."""
+    _, most = program_under_a_limit(context, FILL_NODE_0, cpus=1)
     check(most[1] > 1000, "node 1 never held much")
 
 
