@@ -8,6 +8,7 @@ import fcntl
 import os
 import pathlib
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -400,6 +401,19 @@ def daemon_dies(context):
     stop.touch()
     check(program.wait(60).status == 9, f"status {program.outcome.status}")
     runs.end()
+
+
+@case
+def agent_library(context):
+    """What every program under us gets loaded: one exported symbol, no runtime library, no need of a lock to be resolved."""
+    if not shutil.which("nm") or not shutil.which("readelf"):
+        raise harness.Skip("binutils is not installed")
+    said = subprocess.run(["nm", "-D", "--defined-only", context.agent], capture_output=True, text=True, check=True).stdout
+    check([line.split()[-1] for line in said.splitlines()] == ["madvise"], f"exported: {said}")
+    dynamic = subprocess.run(["readelf", "-d", context.agent], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    check(all(name.startswith(("libc.so", "ld-linux")) for name in needed), f"it needs {needed}")
+    check("BIND_NOW" in dynamic or "NOW" in dynamic, "it is bound lazily")
 
 
 @case
