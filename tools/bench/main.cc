@@ -76,7 +76,7 @@ void Define(CLI::App& app, Options& options) {
   };
   CLI::App* fault = add("fault", "Re-read of evicted memory: random (p50, p99) and sequential");
   CLI::App* evict = add("evict", "Eviction: time and CPU per page");
-  CLI::App* pool = add("pool", "The pool alone: density, metadata, effective ratio");
+  CLI::App* pool = add("pool", "The pool alone: density, metadata, speed, movers, index");
   CLI::App* native =
       add("native", "Programs that are attached and never reclaimed, against the same unattached");
   CLI::App* all = add("all", "All of these");

@@ -1,3 +1,5 @@
+#include <sys/stat.h>
+
 #include <cstring>
 #include <ctime>
 #include <fstream>
@@ -7,9 +9,12 @@
 #include "libzpool/store/page_store.h"
 #include "tools/bench/commands.h"
 #include "tools/bench/error.h"
+#include "tools/bench/goal.h"
 #include "tools/bench/interrupt.h"
 #include "tools/bench/kernel_knob.h"
 #include "tools/bench/page_source.h"
+#include "tools/bench/pool_parts.h"
+#include "tools/bench/stored_pages.h"
 
 namespace uzswap::bench {
 namespace {
@@ -19,8 +24,19 @@ struct PoolFigures {
   double effective_ratio = 0;
 };
 
-zp::PageView View(const uint8_t* page) {
-  return zp::PageView(reinterpret_cast<const std::byte*>(page), kPageBytes);
+// What the filled pool's density should be: small pools have more zspages that are begun than full ones. By
+// the pages' MiB; null below.
+std::optional<Goal> FilledGoal(uint64_t megabytes) {
+  if (megabytes >= 1024) return AtLeast(.985);
+  if (megabytes >= 86) return AtLeast(.975);
+  if (megabytes >= 13) return AtLeast(.92);
+  return std::nullopt;
+}
+
+// Memory that a file of the store holds, which has holes.
+uint64_t HeldBytes(int fd) {
+  struct stat status {};
+  return ::fstat(fd, &status) == 0 ? static_cast<uint64_t>(status.st_blocks) * 512 : 0;
 }
 
 // CPU time, since nothing here waits: steady on a busy machine.
@@ -40,7 +56,7 @@ PoolFigures MeasureOurs(const Options& options, const PageSource& source, Report
   std::clock_t start = std::clock();
   for (uint64_t i = 0; i < pages; ++i) {
     const zp::PageIndex page(i);
-    const auto slot = store.value()->Store(View(source.TilePage(i)), {1, page}, zp::NodeId(0), *scratch);
+    const auto slot = store.value()->Store(ViewOf(source.TilePage(i)), {1, page}, zp::NodeId(0), *scratch);
     if (!slot.ok() ||
         index->CompareExchange(page, zp::Slot::Empty(), *slot) != zp::OffsetIndex::Exchange::kDone) {
       throw BenchError("the pool took only " + std::to_string(i) + " pages");
@@ -70,6 +86,14 @@ PoolFigures MeasureOurs(const Options& options, const PageSource& source, Report
 
   report.Add("metadata_bytes_per_page", static_cast<double>(metadata) / static_cast<double>(pages),
              std::nullopt, "index, handles, frame descriptors");
+  uint64_t held = 0;
+  const auto add = [&](const char* name, int fd) {
+    if (std::strncmp(name, "frames", 6) != 0) held += HeldBytes(fd);
+  };
+  store.value()->ForEachMemfd(add);
+  arena.value()->ForEachMemfd(add);
+  AddWithGoal(report, "index_handle_bytes_per_page", static_cast<double>(held) / static_cast<double>(pages),
+              AtMost(24), "of these the files of index and handle table, as the kernel counts them");
   report.Add("store_us_per_page", store_us, std::nullopt, "libzpool alone: encode, place, index");
   report.Add("load_us_per_page", load_us, std::nullopt, "libzpool alone: look up, decode, verify");
   report.Part("details")["pool"]["ours"] = {{"pages", pages},
@@ -136,10 +160,21 @@ void MeasurePool(const Options& options, const SwapKeeper& peer, Report& report)
                                               {"stored_bytes", pool.stored_bytes},
                                               {"pool_bytes", pool.pool_bytes}};
   }
-  report.Add("density", density, peer_density, "compressed bytes / pool's bytes");
+  const std::optional<Goal> goal = density ? FilledGoal(options.megabytes) : std::nullopt;
+  const char* const meaning = "compressed bytes / pool's bytes";
+  if (goal) {
+    AddWithGoal(report, "density", *density, peer_density, *goal, meaning);
+  } else {
+    report.Add("density", density, peer_density, meaning);
+  }
   report.Add("effective_ratio", effective, peer_effective,
              "pages' bytes / pool's bytes (ours with metadata, the peer's without)");
   report.Part("details")["pool"]["lz4_page_ratio"] = source.Lz4Ratio();
+  if (!options.ours) return;
+  MeasureDensity(options, source, report);
+  MeasureOperations(options, report);
+  MeasureMoving(options, source, report);
+  MeasureIndex(report);
 }
 
 }  // namespace uzswap::bench
