@@ -49,6 +49,9 @@ class MemoryFile {
   // Makes the pages of [offset, offset+bytes) present (both multiples of 4096); those that are stay as they
   // are. kNoMemory: some may be present, all harmless; Punch gives them back. A system call; may sleep.
   Status Populate(uint64_t offset, uint64_t bytes);
+  // The same for pages that hold nothing and that nobody else touches or populates: they are zeros after.
+  // Takes three quarters of the time where it is many pages in a row.
+  Status PopulateFresh(uint64_t offset, uint64_t bytes);
   // Gives the pages' memory back; they read as zeros after. A system call; may sleep.
   void Punch(uint64_t offset, uint64_t bytes);
 

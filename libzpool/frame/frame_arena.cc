@@ -122,6 +122,15 @@ uint32_t FrameArena::lowest_free_span() const {
 
 Status FrameArena::Populate(uint64_t first, uint32_t count) {
   ZP_TRY(file_.Populate(first * kPageBytes, count * kPageBytes));
+  return RefuseElsewhere(first, count);
+}
+
+Status FrameArena::PopulateFresh(uint64_t first, uint32_t count) {
+  ZP_TRY(file_.PopulateFresh(first * kPageBytes, count * kPageBytes));
+  return RefuseElsewhere(first, count);
+}
+
+Status FrameArena::RefuseElsewhere(uint64_t first, uint32_t count) const {
   if (bind_ && !NoneElsewhere(At(first * kPageBytes), count, node_)) {
     return Error{Errc::kNoMemory, 0, "frames of the node"};
   }

@@ -94,6 +94,8 @@ class FrameArena {
   // the budget and counts them. kNoMemory: the node or the machine is full; some may be present, punch them.
   // Sleeps.
   Status Populate(uint64_t first, uint32_t count);
+  // The same for frames that hold nothing and that nobody else knows of yet.
+  Status PopulateFresh(uint64_t first, uint32_t count);
   // Gives their memory to the kernel and `count` frames to the budget. Nobody may touch them meanwhile.
   // Sleeps.
   void Punch(uint64_t first, uint32_t count);
@@ -120,6 +122,7 @@ class FrameArena {
   uint64_t metadata_bytes() const;
 
  private:
+  Status RefuseElsewhere(uint64_t first, uint32_t count) const;
   FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors);
   bool HasRoom(uint32_t count) const { return frames_in_use() + count <= limit_frames(); }
   bool Took(uint32_t count) {

@@ -423,9 +423,12 @@ Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
     return Error{Errc::kNoMemory, 0, "frames for a migration"};
   }
   Status populated = OkStatus();
-  for (uint64_t rest = shape.frames; rest != 0 && populated.ok(); rest &= rest - 1) {
-    populated = arena_.Populate(
-        uint64_t{span->span} * kFramesPerSpan + static_cast<uint32_t>(std::countr_zero(rest)), 1);
+  // In runs.
+  for (uint32_t at = 0; at < kFramesPerSpan && shape.frames >> at != 0 && populated.ok();) {
+    at += static_cast<uint32_t>(std::countr_zero(shape.frames >> at));
+    const uint32_t run = static_cast<uint32_t>(std::countr_one(shape.frames >> at));
+    populated = arena_.PopulateFresh(uint64_t{span->span} * kFramesPerSpan + at, run);
+    at += run;
   }
   {
     MutexLock lock(shard.mu);

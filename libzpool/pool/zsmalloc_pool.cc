@@ -325,17 +325,18 @@ bool ZsmallocPool::DetachIfVacantLocked(SizeClass& c, Zspage* zspage) {
 }
 
 Status ZsmallocPool::PopulateClaim(SizeClass& c, const Claim& claim) {
-  ZP_TRY(PopulateFrames(claim.zspage->span(), claim.populate));
+  ZP_TRY(PopulateFrames(claim.zspage->span(), claim.populate, false));
   MutexLock lock(c.mu);
   claim.zspage->MarkPresent(claim.populate);
   return OkStatus();
 }
 
-Status ZsmallocPool::PopulateFrames(uint32_t span, uint64_t frames) {
+Status ZsmallocPool::PopulateFrames(uint32_t span, uint64_t frames, bool fresh) {
   const uint64_t base = uint64_t{span} * kFramesPerSpan;
   for (uint64_t rest = frames; rest != 0;) {
     const Run run = LowestRun(rest);
-    ZP_TRY(arena_.Populate(base + run.first, run.count));
+    ZP_TRY(fresh ? arena_.PopulateFresh(base + run.first, run.count)
+                 : arena_.Populate(base + run.first, run.count));
     rest &= ~run.mask;
   }
   return OkStatus();
@@ -434,7 +435,7 @@ Result<uint32_t> ZsmallocPool::Reserve(const SpanShape& shape) {
   Zspage* const zspage = ZP_TRY(NewZspage(shape.size_class));
   Status got = Error{Errc::kNoMemory, 0, "frames for a migration"};
   if (arena_.TryTakeForMigration(count)) {
-    got = PopulateFrames(zspage->span(), shape.frames);
+    got = PopulateFrames(zspage->span(), shape.frames, true);
     if (!got.ok()) PunchFrames(zspage->span(), shape.frames);
   }
   if (!got.ok()) {
