@@ -1,5 +1,6 @@
 #include "libzpool/base/memory_file.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -65,7 +66,9 @@ Status MemoryFile::PopulateFresh(uint64_t offset, uint64_t bytes) {
 
 void MemoryFile::Punch(uint64_t offset, uint64_t bytes) {
   ZP_DCHECK(offset % kPageBytes == 0 && offset + bytes <= size(), "punch outside of the file");
-  while (::madvise(data() + offset, bytes, MADV_REMOVE) != 0) {
+  // madvise(MADV_REMOVE) would do the same, and take the lock of the address space for it.
+  while (::fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                     static_cast<off_t>(bytes)) != 0) {
     // Anything else would leave memory behind that is counted as free.
     ZP_CHECK(errno == EINTR || errno == EAGAIN, "cannot punch a memfd");
   }
