@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "libzpool/base/memory_file.h"
 #include "tools/bench/error.h"
 #include "tools/bench/goal.h"
 #include "tools/bench/interrupt.h"
@@ -72,6 +73,7 @@ Latency LoadsBeside(StoredPages& stored, uint64_t seed, const std::function<void
       samples.push_back(std::chrono::duration<float, std::micro>(Clock::now() - before).count());
     }
     stop.store(true);
+    stop.notify_all();
     thread.join();
   }
   return {Percentile(samples, 500), Percentile(samples, 999), samples.size()};
@@ -83,7 +85,7 @@ void MeasureLoads(const Options& options, const PageSource& source, Report& repo
   const auto nothing = [] {};
   // Nobody beside it; and one who takes as much of the machine's memory as a mover, and no lock.
   const Latency alone = LoadsBeside(stored, options.seed, nothing, [](const std::atomic<bool>& stop) {
-    while (!stop.load(std::memory_order_relaxed)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    stop.wait(false);  // one that woke would show in the loads
     return false;
   });
   std::vector<std::byte> from(64 << 20), to(64 << 20);
@@ -91,6 +93,14 @@ void MeasureLoads(const Options& options, const PageSource& source, Report& repo
   const Latency copying = LoadsBeside(stored, options.seed, nothing, [&](const std::atomic<bool>&) {
     at = (at + kPageBytes) % from.size();
     std::copy_n(&from[at], kPageBytes, &to[at]);
+    return true;
+  });
+  // And one who gets frames and gives them back, with no pool: when they go other CPUs are told.
+  auto file = zp::MemoryFile::Create("bench-frames", zp::FileKind::kFrames, 0, zp::kSpanBytes);
+  if (!file.ok()) throw BenchError("no memory for frames");
+  const Latency punching = LoadsBeside(stored, options.seed, nothing, [&](const std::atomic<bool>&) {
+    if (!file->PopulateFresh(0, zp::kSpanBytes).ok()) return false;
+    file->Punch(0, zp::kSpanBytes);
     return true;
   });
   zp::Compactor compactor(stored.store(), {});
@@ -121,11 +131,14 @@ void MeasureLoads(const Options& options, const PageSource& source, Report& repo
   };
   tell("nothing", alone);
   tell("plain_copying", copying);
+  tell("frames", punching);
   tell("compaction", compacting);
   tell("drain", draining);
   report.Add("load_alone_p999_us", alone.p999, std::nullopt, "p99.9 of a load, decoded, nothing beside it");
   report.Add("load_delay_copying_p999_us", copying.p999 - alone.p999, std::nullopt,
              "p99.9 beside a thread that copies memory, minus alone: the machine's part");
+  report.Add("load_delay_frames_p999_us", punching.p999 - alone.p999, std::nullopt,
+             "the same beside one that gets and gives back frames, without pool: the kernel's part");
   report.Add("load_delay_compaction_p50_us", compacting.p50 - alone.p50, std::nullopt,
              "p50 of a load beside compaction, minus alone");
   AddWithGoal(report, "load_delay_compaction_p999_us", compacting.p999 - alone.p999, AtMost(5), "its p99.9");

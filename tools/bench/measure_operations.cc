@@ -36,6 +36,14 @@ double NsSince(Clock::time_point start) {
 
 using Bytes = std::array<std::byte, kObjectBytes>;
 
+// As a store copies: with a length that the compiler does not know, for which it would not call the library.
+void Copy(std::byte* to, const std::byte* from) {
+  size_t bytes = kObjectBytes;
+  asm volatile("" : "+r"(bytes));
+  std::memcpy(to, from, bytes);
+  asm volatile("" : : : "memory");
+}
+
 // What a PageStore does for a page that is encoded already.
 class RawStore {
  public:
@@ -53,7 +61,7 @@ class RawStore {
   zp::Handle Store(const Bytes& bytes) {
     const auto offset = pool_->Allocate(kObjectBytes);
     if (!offset.ok()) throw BenchError("the pool is full");
-    std::memcpy(arena_->At(*offset), bytes.data(), kObjectBytes);
+    Copy(arena_->At(*offset), bytes.data());
     zp::Location location;
     location.offset = *offset;
     location.length = kObjectBytes;
@@ -86,7 +94,7 @@ class RawStore {
 struct Times {
   double store = 0, load = 0, free = 0;
   double copy_in = 0, copy_out = 0;  // memcpy to and from places that are in no cache
-  double copy_in_done = 0;           // the same to, each waited for, as whoever publishes what he wrote must
+  double copy_in_done = 0;           // the same to, one after the other
   double grow = 0, shrink = 0;       // storing into a pool that grows, freeing all that is in one
 };
 
@@ -128,20 +136,20 @@ void RunShare(RawStore& store, uint64_t seed, Share& share) {
     times.load += NsSince(start);
 
     start = Clock::now();
-    for (std::byte* place : places) std::memcpy(place, bytes.data(), kObjectBytes);
+    for (std::byte* place : places) Copy(place, bytes.data());
     times.copy_in += NsSince(start);
     for (std::byte*& place : places) place = share.memory + random.Below(share.places) * kObjectBytes;
     start = Clock::now();
+    std::atomic<uint64_t> nothing{0};
     for (std::byte* place : places) {
-      std::memcpy(place, bytes.data(), kObjectBytes);
-      std::atomic_thread_fence(std::memory_order_seq_cst);
+      // Where the next goes is known when this one is done: so no two overlap, as with objects.
+      Copy(place + nothing.fetch_add(0), bytes.data());
     }
     times.copy_in_done += NsSince(start);
     for (std::byte*& place : places) place = share.memory + random.Below(share.places) * kObjectBytes;
     start = Clock::now();
     for (const std::byte* place : places) {
-      std::memcpy(bytes.data(), place, kObjectBytes);
-      asm volatile("" : : "r"(bytes.data()) : "memory");
+      Copy(bytes.data(), place);
     }
     times.copy_out += NsSince(start);
   }
@@ -251,7 +259,7 @@ void MeasureOperations(const Options& options, Report& report) {
                "the same of memcpy: what the machine's memory does to it");
   }
   report.Add("object_store_to_memcpy_done", one.store / one.copy_in_done, std::nullopt,
-             "store / memcpy that is waited for each time, as publishing does");
+             "store / memcpy to places that are known when the last copy is done");
   report.Add("object_store_growing_ns", one.grow, std::nullopt,
              "store into a pool that grows: with the kernel's work for half a frame");
   report.Add("object_free_all_ns", one.shrink, std::nullopt, "free of all, in order: frames go back");
