@@ -112,6 +112,27 @@ TEST(MemoryFile, PopulatesAndPunches) {
   EXPECT_EQ(file.data()[8192], std::byte{0});
 }
 
+TEST(MemoryFile, PopulatesFreshPagesInStepsAndLeavesTheOthersAlone) {
+  MemoryFile file = MemoryFile::Create("test", FileKind::kFrames, 1, 1 << 20).value();
+  // More than one step, and not a whole number of them.
+  constexpr uint64_t kFirst = 5 * kPageBytes, kFresh = 39 * kPageBytes;
+  ASSERT_TRUE(file.Populate(kFirst - kPageBytes, kPageBytes).ok());
+  ASSERT_TRUE(file.Populate(kFirst + kFresh, kPageBytes).ok());
+  file.data()[kFirst - 1] = file.data()[kFirst + kFresh] = std::byte{7};
+  ASSERT_TRUE(file.PopulateFresh(kFirst, kFresh).ok());
+  struct stat st {};
+  ASSERT_EQ(fstat(file.fd(), &st), 0);
+  EXPECT_EQ(static_cast<uint64_t>(st.st_blocks) * 512, kPageBytes * 3 + kFresh);
+  for (uint64_t at = kFirst; at < kFirst + kFresh; ++at) {
+    ASSERT_EQ(file.data()[at], std::byte{0});
+    file.data()[at] = std::byte{1};
+  }
+  EXPECT_EQ(file.data()[kFirst - 1], std::byte{7});
+  EXPECT_EQ(file.data()[kFirst + kFresh], std::byte{7});
+  file.Punch(kFirst, kFresh);
+  EXPECT_EQ(file.data()[kFirst], std::byte{0});
+}
+
 TEST(Topology, FallsBackByDistance) {
   const Topology t =
       Topology::Made({NodeId(0), NodeId(3), NodeId(9)}, {{10, 40, 20}, {40, 10, 30}, {20, 30, 10}}).value();
