@@ -259,16 +259,10 @@ void Client::SettleBatch() {
     }
     channel_->CopyPage(n, scratch->run.data());
     const zp::PageView content(scratch->run.data(), zp::kPageBytes);
-    auto stored = services_.store.Store(content, {record_->id, page},
-                                        zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
-    if (!stored.ok()) {
-      // The pool is full, but neither parent nor child may lose the page: go over the limit by this one.
-      const zp::Bytes limit(services_.store.stats().capacity_bytes);
-      services_.store.SetCapacity(zp::Bytes(services_.store.pool_bytes()) + zp::MiB(1));
-      stored = services_.store.Store(content, {record_->id, page},
-                                     zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
-      services_.store.SetCapacity(limit);
-    }
+    // Where the pool is full: neither parent nor child may lose the page, so it goes over the limit by this
+    // one.
+    auto stored = services_.store.StoreAlways(
+        content, {record_->id, page}, zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
     if (!stored.ok()) {
       LoseStaged(page);  // no memory at all: the last resort of a dying machine
       (void)index_.CompareExchange(page, staging, Slot::Empty());

@@ -151,6 +151,7 @@ Reply HandleNode(const json& request, const RequestContext& context) {
   });
   if (!elsewhere)
     return Failure(EINVAL, "no other node takes what would be moved; `uzswap node open` one first");
+  context.pool_keeper.Close(*node);  // now, so that a second request cannot close the last one
   reply.later = [&keeper = context.pool_keeper, node = *node] {
     const PoolKeeper::Drained done = keeper.Drain(node);
     return json{{"schema", "uzswap.node-drain/1"},

@@ -69,20 +69,22 @@ void PoolKeeper::Run() {
     const bool gained = Step();
     mu_.Lock();
     // As long as something is gained, what changed is not dealt with.
-    if (!gained) seen = now;
+    if (!gained && !paced_.exhausted()) seen = now;
     pause = gained ? kShortPause : kFirstPause;
   }
 }
 
 PoolKeeper::Drained PoolKeeper::Drain(zp::NodeId node) {
   Drained result;
+  result.left_bytes = store_.node_stats(node).pool_bytes;
   const zp::MigrateStats before = asked_.stats().drained;
-  for (int fruitless = 0; fruitless < kFruitlessSteps && !stop_.load();) {
+  for (int fruitless = 0; fruitless < kFruitlessSteps && !stop_.load() && !store_.node_stats(node).accepts;) {
     const auto step = asked_.DrainStep(node, kDrainStep, zp::MigrateMode::kSyncLight, &stop_);
     result.moved_bytes += step.moved_bytes;
     result.left_bytes = step.left_bytes;
     if (step.left_bytes == 0) break;
     fruitless = step.moved_bytes == 0 ? fruitless + 1 : 0;
+    if (fruitless != 0) std::this_thread::sleep_for(kShortPause);  // compaction may have had what is left
   }
   const zp::MigrateStats after = asked_.stats().drained;
   result.pinned_spans = after.of(zp::MigrateOutcome::kPinned) - before.of(zp::MigrateOutcome::kPinned);
@@ -90,11 +92,14 @@ PoolKeeper::Drained PoolKeeper::Drain(zp::NodeId node) {
   return result;
 }
 
+void PoolKeeper::Close(zp::NodeId node) { store_.SetNodeAccepts(node, false); }
 void PoolKeeper::Open(zp::NodeId node) { store_.SetNodeAccepts(node, true); }
 
 uint64_t PoolKeeper::Balance() {
   uint64_t bytes = 0;
-  while (!stop_.load()) {
+  // Nothing has to move twice.
+  const uint64_t most = store_.pool_bytes();
+  while (!stop_.load() && bytes <= most) {
     const uint64_t moved = asked_.DemoteStep(kDrainStep) + asked_.BalanceStep(kDrainStep);
     if (moved == 0) break;
     bytes += moved;

@@ -28,8 +28,10 @@ class PoolKeeper {
   // Ends the thread, and an evacuation that is under way.
   void Stop();
 
-  // Moves everything off the node, which takes nothing new until Open. Stops where no step makes progress.
-  // Blocks.
+  // Lets the node take nothing new, until Open. At least one other must take what it refuses.
+  void Close(zp::NodeId node);
+  // Moves everything off a node that was closed. Stops where no step makes progress, and when it was opened
+  // meanwhile. Blocks.
   struct Drained {
     uint64_t moved_bytes = 0;
     uint64_t left_bytes = 0;  // of frames

@@ -120,7 +120,6 @@ MigrateStats Compactor::MoveSome(const PageStore::Node& from, const std::vector<
 Compactor::Drain Compactor::DrainStep(NodeId id, Bytes budget, MigrateMode mode,
                                       const std::atomic<bool>* abort) {
   const PageStore::Node& node = store_.MustFind(id);
-  store_.SetNodeAccepts(id, false);
   std::vector<NodeId> targets;
   for (const uint8_t index : store_.topology().FallbackOrder(id)) {
     const PageStore::Node& other = store_.nodes_[index];

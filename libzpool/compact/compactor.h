@@ -59,13 +59,16 @@ class Compactor {
   // From nodes above the high watermark to those behind them in the demotion order.
   uint64_t DemoteStep(Bytes budget);
 
-  // Evacuation. The node takes nothing new from the first step on (PageStore::SetNodeAccepts); `left_bytes`
-  // 0: it is empty. No progress and something left: the others have no room, or I/O holds the rest.
+  // Evacuation of a node that takes nothing new (PageStore::SetNodeAccepts). `left_bytes` 0: it is empty. No
+  // progress and something left: the others have no room, or I/O or another mover holds the rest.
   struct Drain {
     uint64_t moved_bytes = 0;
     uint64_t left_bytes = 0;  // of frames
   };
   Drain DrainStep(NodeId node, Bytes budget, MigrateMode mode, const std::atomic<bool>* abort = nullptr);
+
+  // Whether the rate forbids to copy anything just now: then a step that returned 0 says nothing.
+  bool exhausted() { return Allowed(Bytes(1)) == 0; }
 
   CompactorStats stats() const ZP_EXCLUDES(mu_);
 

@@ -86,6 +86,7 @@ zp::Status Run(const std::vector<Page>& pages) {
   while (compactor.CompactStep(kNear, zp::MiB(1)) != 0) {
   }
   Tell("compacted:", *store, index);
+  store->SetNodeAccepts(kNear, false);
   for (zp::Compactor::Drain step{1, 1}; step.left_bytes != 0;) {
     step = compactor.DrainStep(kNear, zp::MiB(1), zp::MigrateMode::kSync);
     if (step.moved_bytes == 0 && step.left_bytes != 0)

@@ -25,6 +25,12 @@ static_assert(kSpanBytes * kSpansPerBlock == uint64_t{2} << 20);
 enum class FrameOwner : uint8_t { kNone = 0, kZsmalloc = 1, kZbud = 2, kStandby = 3 };
 inline constexpr int kFrameOwners = 4;
 
+// Whether a store may be refused for the limits' sake.
+enum class Limits : uint8_t {
+  kKept,
+  kOverLimit,  // no: the page exists nowhere else
+};
+
 // What is known of a span from outside.
 struct SpanTag {
   FrameOwner owner = FrameOwner::kNone;
@@ -100,8 +106,15 @@ class FrameArena {
   // Sleeps.
   void Punch(uint64_t first, uint32_t count);
 
-  // Takes `count` frames from the budget for this arena, or none.
-  bool TryTake(uint32_t count) { return HasRoom(count) && budget_.TryTake(count) && Took(count); }
+  // Takes `count` frames from the budget for this arena, or none. kOverLimit: all of them, whatever the
+  // limits say.
+  bool TryTake(uint32_t count, Limits limits = Limits::kKept) {
+    if (limits == Limits::kOverLimit) {
+      budget_.TakeAlways(count);
+      return Took(count);
+    }
+    return HasRoom(count) && budget_.TryTake(count) && Took(count);
+  }
   // For the target of a migration, see FrameBudget::kMigrationReserve.
   bool TryTakeForMigration(uint32_t count) {
     return HasRoom(count) && budget_.TryTakeForMigration(count) && Took(count);

@@ -21,6 +21,8 @@ class FrameBudget {
 
   // Takes all `frames` or none.
   bool TryTake(uint64_t frames) { return TryTakeBelow(frames, limit_frames()); }
+  // Over the limit, if it must be: for what would be lost otherwise.
+  void TakeAlways(uint64_t frames) { used_.fetch_add(frames, std::memory_order_relaxed); }
   bool TryTakeForMigration(uint64_t frames) {
     return TryTakeBelow(frames, limit_frames() + kMigrationReserve);
   }

@@ -33,6 +33,7 @@ void Migrator::Reserve(Item& item, const Node& from, const Node& to) const {
   item.outcome = MigrateOutcome::kGone;
   if (item.owner == nullptr) return;
   const std::optional<SpanShape> shape = item.owner->ShapeOf(item.span);
+  item.outcome = MigrateOutcome::kBusy;  // another has it, or it just goes
   if (!shape.has_value()) return;
   item.shape = *shape;
   item.outcome = MigrateOutcome::kNoTarget;

@@ -52,7 +52,8 @@ class ObjectPool : public MovableOwner {
   // Room for `length` bytes in populated memory. Returns the offset in the arena, a multiple of 16.
   // kNoMemory: the budget, the address space or the kernel's memory is exhausted, after idle frames were
   // given back.
-  virtual Result<uint64_t> Allocate(uint32_t length) = 0;
+  virtual Result<uint64_t> Allocate(uint32_t length, Limits limits) = 0;
+  Result<uint64_t> Allocate(uint32_t length) { return Allocate(length, Limits::kKept); }
   // Says whose the object is. Its entry must be published.
   virtual void Bind(uint64_t offset, Handle handle) = 0;
   // `length` as given to Allocate. The bytes are gone at once.

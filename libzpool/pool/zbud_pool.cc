@@ -16,6 +16,7 @@ namespace {
 // Idle frames that a shard keeps: 4, and 1/64 of what it has; see the same of ZsmallocPool.
 constexpr uint64_t kIdleFrames = 4;
 constexpr uint64_t kIdleShare = 64;
+constexpr uint64_t kSpansTrimmed = 4;
 
 constexpr Handle kMovedAway{~uint32_t{0}};
 
@@ -69,7 +70,7 @@ struct ZbudPool::Span {
 unsigned ZbudPool::ShardIndex(const Span& span) { return span.shard; }
 
 Result<std::unique_ptr<ZbudPool>> ZbudPool::Create(FrameArena& arena, HandleTable& handles) {
-  Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<Span*>)));
+  Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<uintptr_t>)));
   ZbudPool* pool = new (std::nothrow) ZbudPool(arena, handles, std::move(table));
   if (pool == nullptr) return Error{Errc::kNoMemory, 0, "pool"};
   return std::unique_ptr<ZbudPool>(pool);
@@ -79,7 +80,7 @@ ZbudPool::ZbudPool(FrameArena& arena, HandleTable& handles, Mapping span_table)
     : arena_(arena),
       handles_(handles),
       span_table_memory_(std::move(span_table)),
-      span_table_(reinterpret_cast<std::atomic<Span*>*>(span_table_memory_.data())) {}
+      span_table_(reinterpret_cast<std::atomic<uintptr_t>*>(span_table_memory_.data())) {}
 
 ZbudPool::~ZbudPool() {
   Trim();
@@ -89,7 +90,7 @@ ZbudPool::~ZbudPool() {
   }
 }
 
-Result<uint64_t> ZbudPool::Allocate(uint32_t length) {
+Result<uint64_t> ZbudPool::Allocate(uint32_t length, Limits limits) {
   ZP_CHECK(length >= 1 && length <= kPageBytes, "length of an object");
   const int cpu = sched_getcpu();
   const unsigned index = cpu < 0 ? 0 : static_cast<unsigned>(cpu) % kShards;
@@ -98,21 +99,24 @@ Result<uint64_t> ZbudPool::Allocate(uint32_t length) {
   Span* fresh = nullptr;
   for (bool trimmed = false;;) {
     ClaimOutcome outcome = ClaimOutcome::kClaimed;
+    Span* vacant = nullptr;
     {
       MutexLock lock(shard.mu);
       if (fresh != nullptr) {
         fresh->isolated = false;
         LinkOpenLocked(shard, fresh);
-        fresh = nullptr;
       }
-      outcome = ClaimLocked(shard, length, &claim);
+      outcome = ClaimLocked(shard, length, limits, &claim);
+      // Over budget, or another made room meanwhile and the claim went there.
+      if (fresh != nullptr && DetachIfVacantLocked(shard, fresh)) vacant = fresh;
+      fresh = nullptr;
     }
+    if (vacant != nullptr) DiscardSpan(vacant);
     if (outcome == ClaimOutcome::kClaimed) break;
     if (outcome == ClaimOutcome::kNeedsSpan) {
       fresh = ZP_TRY(NewSpan(index));
       continue;
     }
-    // Over budget. A span that is fresh and empty goes with the idle frames.
     if (trimmed || Trim() == 0) return Error{Errc::kNoMemory, 0, "pool capacity"};
     trimmed = true;
   }
@@ -130,14 +134,14 @@ Result<uint64_t> ZbudPool::Allocate(uint32_t length) {
       }
     }
     if (!populated.ok()) {
-      TrimShard(shard);
+      TrimShard(shard, 1);
       return populated.error();
     }
   }
   return span->OffsetOf(claim.frame, claim.buddy);
 }
 
-ZbudPool::ClaimOutcome ZbudPool::ClaimLocked(Shard& shard, uint32_t length, Claim* claim) {
+ZbudPool::ClaimOutcome ZbudPool::ClaimLocked(Shard& shard, uint32_t length, Limits limits, Claim* claim) {
   const uint32_t chunks = ChunksOf(length);
   FrameNumber number = 0;
   for (uint32_t free = chunks; free <= kChunks && number == 0; ++free) number = shard.lists[free];
@@ -148,7 +152,7 @@ ZbudPool::ClaimOutcome ZbudPool::ClaimLocked(Shard& shard, uint32_t length, Clai
   } else {
     Span* const span = shard.open;
     if (span == nullptr) return ClaimOutcome::kNeedsSpan;
-    if (!arena_.TryTake(1)) return ClaimOutcome::kOverBudget;
+    if (!arena_.TryTake(1, limits)) return ClaimOutcome::kOverBudget;
     claim->span = span;
     claim->frame = static_cast<uint32_t>(std::countr_one(span->taken | span->punching));
     span->taken |= uint64_t{1} << claim->frame;
@@ -169,7 +173,7 @@ ZbudPool::ClaimOutcome ZbudPool::ClaimLocked(Shard& shard, uint32_t length, Clai
 
 ZbudPool::Span* ZbudPool::SpanOf(uint64_t offset) const {
   ZP_CHECK(offset / kSpanBytes < arena_.span_count(), "an object outside of the arena");
-  Span* const span = span_table_[offset / kSpanBytes].load(std::memory_order_acquire);
+  Span* const span = At(static_cast<uint32_t>(offset / kSpanBytes));
   ZP_CHECK(span != nullptr, "what is no object");
   return span;
 }
@@ -191,9 +195,10 @@ void ZbudPool::Free(uint64_t offset, uint32_t length) {
     --shard.objects;
     shard.stored_bytes -= length;
     VacateLocked(shard, span, frame, buddy);
-    trim = shard.idle_frames > kIdleFrames + shard.frames / kIdleShare;
+    trim = shard.lists[kChunks] != 0 && shard.idle_frames > kIdleFrames + shard.frames / kIdleShare;
   }
-  if (trim) TrimShard(shard);
+  // A bounded part: who frees may be answering a fault.
+  if (trim) TrimShard(shard, kSpansTrimmed);
 }
 
 Status ZbudPool::Pin(uint64_t offset, uint32_t) {
@@ -213,31 +218,25 @@ void ZbudPool::Unpin(uint64_t offset, uint32_t) {
 
 uint64_t ZbudPool::Trim() {
   uint64_t frames = 0;
-  for (Shard& shard : shards_) frames += TrimShard(shard);
+  for (Shard& shard : shards_) frames += TrimShard(shard, ~uint64_t{0});
   return frames;
 }
 
-uint64_t ZbudPool::TrimShard(Shard& shard) {
+uint64_t ZbudPool::TrimShard(Shard& shard, uint64_t most_spans) {
   uint64_t total = 0;
-  for (;;) {
+  for (uint64_t spans = 0; spans < most_spans; ++spans) {
     Span* span = nullptr;
     uint64_t frames = 0;
     {
       MutexLock lock(shard.mu);
       const FrameNumber number = shard.lists[kChunks];
-      if (number != 0) {
-        span = SpanOfFrame(number);
-        frames = TakeIdleLocked(shard, span);
-      } else {
-        // A span that nothing was taken from.
-        for (span = shard.open; span != nullptr && (span->taken | span->punching) != 0;
-             span = span->open_next) {
-        }
-      }
-      if (span == nullptr) return total;
+      if (number == 0) return total;
+      span = SpanOfFrame(number);
+      frames = TakeIdleLocked(shard, span);
     }
     total += Punch(shard, span, frames);
   }
+  return total;
 }
 
 ObjectPoolStats ZbudPool::stats() const {
@@ -258,7 +257,7 @@ void ZbudPool::DebugVerify() const {
   std::array<uint64_t, kShards> frames{};
   std::array<uint64_t, kShards> idle{};
   for (uint32_t i = 0; i < arena_.span_limit(); ++i) {
-    Span* const span = span_table_[i].load(std::memory_order_acquire);
+    Span* const span = At(i);
     if (span == nullptr) continue;
     ZP_CHECK(!span->isolated && span->pins == 0, "span out of circulation");
     ZP_CHECK(span->taken != 0, "vacant span kept");
@@ -348,7 +347,16 @@ uint64_t ZbudPool::TakeIdleLocked(Shard& shard, Span* span) {
   return frames;
 }
 
-// Gives the frames back, which TakeIdleLocked took, and the span if nothing is left of it.
+bool ZbudPool::DetachIfVacantLocked(Shard& shard, Span* span) {
+  if (span->isolated || (span->taken | span->punching) != 0) return false;
+  span->isolated = true;
+  LinkOpenLocked(shard, span);
+  span_table_[span->span].store(0, std::memory_order_release);
+  return true;
+}
+
+// Gives the frames back, which TakeIdleLocked took, and the span if nothing is left of it. They are not none:
+// they keep the span.
 uint64_t ZbudPool::Punch(Shard& shard, Span* span, uint64_t frames) {
   const uint64_t base = uint64_t{span->span} * kFramesPerSpan;
   for (uint64_t rest = frames; rest != 0;) {
@@ -364,12 +372,7 @@ uint64_t ZbudPool::Punch(Shard& shard, Span* span, uint64_t frames) {
     span->punching &= ~frames;
     shard.frames -= count;
     LinkOpenLocked(shard, span);
-    vacant = !span->isolated && (span->taken | span->punching) == 0;
-    if (vacant) {
-      span->isolated = true;
-      LinkOpenLocked(shard, span);
-      span_table_[span->span].store(nullptr, std::memory_order_release);
-    }
+    vacant = DetachIfVacantLocked(shard, span);
   }
   if (vacant) DiscardSpan(span);
   return count;
@@ -383,7 +386,8 @@ Result<ZbudPool::Span*> ZbudPool::NewSpan(unsigned shard) {
     return Error{Errc::kNoMemory, 0, "span of zbud"};
   }
   span_bytes_.fetch_add(sizeof(Span), std::memory_order_relaxed);
-  span_table_[number].store(span, std::memory_order_release);
+  static_assert(alignof(Span) > kShardMask);
+  span_table_[number].store(reinterpret_cast<uintptr_t>(span) | shard, std::memory_order_release);
   return span;
 }
 
@@ -397,8 +401,8 @@ void ZbudPool::DiscardSpan(Span* span) {
 // ---- moving
 
 ZbudPool::Span* ZbudPool::FindLocked(unsigned shard, uint32_t span) {
-  if (arena_.tag(span) != SpanTag{FrameOwner::kZbud, static_cast<uint8_t>(shard)}) return nullptr;
-  return span_table_[span].load(std::memory_order_acquire);
+  const uintptr_t word = span_table_[span].load(std::memory_order_acquire);
+  return word != 0 && (word & kShardMask) == shard ? reinterpret_cast<Span*>(word & ~kShardMask) : nullptr;
 }
 
 std::optional<SpanShape> ZbudPool::ShapeOf(uint32_t number) {
@@ -417,7 +421,7 @@ Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
   if (!arena_.TryTakeForMigration(count)) {
     {
       MutexLock lock(shard.mu);
-      span_table_[span->span].store(nullptr, std::memory_order_release);
+      span_table_[span->span].store(0, std::memory_order_release);
     }
     DiscardSpan(span);
     return Error{Errc::kNoMemory, 0, "frames for a migration"};
@@ -467,8 +471,8 @@ MigrateOutcome ZbudPool::Isolate(uint32_t number, const SpanShape& shape) {
 MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint32_t to_number,
                                const std::atomic<bool>* abort) {
   ZbudPool& pool = static_cast<ZbudPool&>(target);
-  Span* const from = span_table_[from_number].load(std::memory_order_acquire);
-  Span* const to = pool.span_table_[to_number].load(std::memory_order_acquire);
+  Span* const from = At(from_number);
+  Span* const to = pool.At(to_number);
   ZP_CHECK(from != nullptr && to != nullptr && from->isolated && to->isolated,
            "migration of spans that are not isolated");
   Shard& from_shard = ShardOf(*from);
@@ -557,10 +561,11 @@ MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint3
 }
 
 void ZbudPool::Putback(uint32_t number) {
-  Span* const span = span_table_[number].load(std::memory_order_acquire);
+  Span* const span = At(number);
   ZP_CHECK(span != nullptr && span->isolated, "putback of a span that is not isolated");
   Shard& shard = ShardOf(*span);
   uint64_t frames = 0;
+  bool vacant = false;
   {
     MutexLock lock(shard.mu);
     for (uint32_t i = 0; i < kFramesPerSpan * 2; ++i) {
@@ -568,16 +573,20 @@ void ZbudPool::Putback(uint32_t number) {
         VacateLocked(shard, span, i / 2, i % 2);
     }
     span->isolated = false;
-    if (span->Occupied() == 0) {
-      frames = TakeIdleLocked(shard, span);
-    } else {
-      for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
-        if ((span->taken >> frame & 1) != 0) RelinkLocked(shard, span, frame);
+    vacant = DetachIfVacantLocked(shard, span);
+    if (!vacant) {
+      if (span->Occupied() == 0) {
+        frames = TakeIdleLocked(shard, span);
+      } else {
+        for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+          if ((span->taken >> frame & 1) != 0) RelinkLocked(shard, span, frame);
+        }
       }
+      LinkOpenLocked(shard, span);
     }
-    LinkOpenLocked(shard, span);
   }
-  if (frames != 0 || span->taken == 0) Punch(shard, span, frames);
+  if (vacant) DiscardSpan(span);
+  if (frames != 0) Punch(shard, span, frames);
 }
 
 Status ZbudPool::Reclaim(uint64_t frame, ObjectEvictor& evictor) {
@@ -604,7 +613,7 @@ Status ZbudPool::Reclaim(uint64_t frame, ObjectEvictor& evictor) {
     if (!handle.is_null() && !evictor.Evict(handle)) all = false;
   }
   if (!all) return Error{Errc::kBusy, 0, "an object that its owner keeps"};
-  TrimShard(shard);
+  TrimShard(shard, ~uint64_t{0});
   return OkStatus();
 }
 

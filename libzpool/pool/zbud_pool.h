@@ -47,7 +47,8 @@ class ZbudPool final : public ObjectPool {
   ZbudPool(const ZbudPool&) = delete;
   ZbudPool& operator=(const ZbudPool&) = delete;
 
-  Result<uint64_t> Allocate(uint32_t length) override;
+  using ObjectPool::Allocate;
+  Result<uint64_t> Allocate(uint32_t length, Limits limits) override;
   void Bind(uint64_t offset, Handle handle) override;
   void Free(uint64_t offset, uint32_t length) override;
   Status Pin(uint64_t offset, uint32_t length) override;
@@ -98,7 +99,7 @@ class ZbudPool final : public ObjectPool {
   Span* SpanOf(uint64_t offset) const;
   Span* FindLocked(unsigned shard, uint32_t span) ZP_REQUIRES(shards_[shard].mu);
 
-  ClaimOutcome ClaimLocked(Shard& shard, uint32_t length, Claim* claim) ZP_REQUIRES(shard.mu);
+  ClaimOutcome ClaimLocked(Shard& shard, uint32_t length, Limits limits, Claim* claim) ZP_REQUIRES(shard.mu);
   void VacateLocked(Shard& shard, Span* span, uint32_t frame, uint32_t buddy) ZP_REQUIRES(shard.mu);
   // Puts the frame into the list that fits what is in it, or into none.
   void RelinkLocked(Shard& shard, Span* span, uint32_t frame) ZP_REQUIRES(shard.mu);
@@ -107,17 +108,24 @@ class ZbudPool final : public ObjectPool {
   uint64_t TakeIdleLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
   uint64_t Punch(Shard& shard, Span* span, uint64_t frames) ZP_EXCLUDES(shard.mu);
   void LinkOpenLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
-  uint64_t TrimShard(Shard& shard) ZP_EXCLUDES(shard.mu);
+  // Of at most `most_spans` spans.
+  uint64_t TrimShard(Shard& shard, uint64_t most_spans) ZP_EXCLUDES(shard.mu);
+  // Takes a span without frames out of circulation; the caller hands it to DiscardSpan after unlocking.
+  bool DetachIfVacantLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
   Result<Span*> NewSpan(unsigned shard);
   void DiscardSpan(Span* span);
-  Span* SpanOfFrame(FrameNumber frame) const {
-    return span_table_[frame / kFramesPerSpan].load(std::memory_order_acquire);
-  }
+  Span* SpanOfFrame(FrameNumber frame) const { return At(static_cast<uint32_t>(frame / kFramesPerSpan)); }
 
   FrameArena& arena_;
   HandleTable& handles_;
   Mapping span_table_memory_;
-  std::atomic<Span*>* const span_table_;
+  // By span: address and, in the low bits, the shard; so that who holds the shard's lock and finds it there
+  // has a span that stays: it is taken out under that lock. 0: none.
+  std::atomic<uintptr_t>* const span_table_;
+  static constexpr uintptr_t kShardMask = kShards - 1;
+  Span* At(uint32_t span) const {
+    return reinterpret_cast<Span*>(span_table_[span].load(std::memory_order_acquire) & ~kShardMask);
+  }
   std::atomic<uint64_t> span_bytes_{0};
   std::array<Shard, kShards> shards_;
 };

@@ -41,7 +41,7 @@ Run LowestRun(uint64_t frames) {
 
 Result<std::unique_ptr<ZsmallocPool>> ZsmallocPool::Create(FrameArena& arena, HandleTable& handles,
                                                            FrameOwner owner) {
-  Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<Zspage*>)));
+  Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<uintptr_t>)));
   ZsmallocPool* pool = new (std::nothrow) ZsmallocPool(arena, handles, owner, std::move(table));
   if (pool == nullptr) return Error{Errc::kNoMemory, 0, "pool"};
   return std::unique_ptr<ZsmallocPool>(pool);
@@ -52,7 +52,7 @@ ZsmallocPool::ZsmallocPool(FrameArena& arena, HandleTable& handles, FrameOwner o
       handles_(handles),
       owner_(owner),
       span_table_memory_(std::move(span_table)),
-      span_table_(reinterpret_cast<std::atomic<Zspage*>*>(span_table_memory_.data())) {
+      span_table_(reinterpret_cast<std::atomic<uintptr_t>*>(span_table_memory_.data())) {
   for (uint32_t i = 0; i < kClassCount; ++i) {
     MutexLock lock(classes_[i].mu);
     classes_[i].stats.object_bytes = SizeClassGeometry::ObjectBytes(i);
@@ -66,7 +66,7 @@ ZsmallocPool::~ZsmallocPool() {
   }
 }
 
-Result<uint64_t> ZsmallocPool::Allocate(uint32_t length) {
+Result<uint64_t> ZsmallocPool::Allocate(uint32_t length, Limits limits) {
   ZP_CHECK(length >= 1 && length <= kPageBytes, "length of an object");
   const uint32_t size_class = SizeClassGeometry::ClassOf(length);
   SizeClass& c = classes_[size_class];
@@ -82,9 +82,9 @@ Result<uint64_t> ZsmallocPool::Allocate(uint32_t length) {
         fresh->isolated = false;
         RelinkLocked(c, fresh);
       }
-      outcome = ClaimLocked(c, false, &claim);
-      if (fresh != nullptr && outcome != ClaimOutcome::kClaimed && DetachIfVacantLocked(c, fresh))
-        vacant = fresh;
+      outcome = ClaimLocked(c, false, limits, &claim);
+      // Another may have made room meanwhile, and the claim went there.
+      if (fresh != nullptr && DetachIfVacantLocked(c, fresh)) vacant = fresh;
       fresh = nullptr;
     }
     if (vacant != nullptr) DiscardZspage(vacant);
@@ -115,14 +115,14 @@ Result<uint64_t> ZsmallocPool::Allocate(uint32_t length) {
 Zspage* ZsmallocPool::ZspageOf(uint64_t offset, uint32_t length) const {
   const uint64_t span = offset / kSpanBytes;
   ZP_CHECK(span < arena_.span_count(), "an object outside of the arena");
-  Zspage* zspage = span_table_[span].load(std::memory_order_acquire);
+  Zspage* zspage = At(static_cast<uint32_t>(span)).zspage();
   ZP_CHECK(zspage != nullptr && zspage->size_class() == SizeClassGeometry::ClassOf(length),
            "what is no object");
   return zspage;
 }
 
 void ZsmallocPool::Bind(uint64_t offset, Handle handle) {
-  Zspage* zspage = span_table_[offset / kSpanBytes].load(std::memory_order_acquire);
+  Zspage* zspage = At(static_cast<uint32_t>(offset / kSpanBytes)).zspage();
   zspage->SetHandle(zspage->SlotAt(offset % kSpanBytes), handle);
 }
 
@@ -225,7 +225,7 @@ void ZsmallocPool::DebugVerify() const {
   }
 }
 
-ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, bool holes, Claim* claim) {
+ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, bool holes, Limits limits, Claim* claim) {
   Zspage* zspage = nullptr;
   int slot = -1;
   const int lowest = holes ? static_cast<int>(FullnessGroup::kAlmostFull) : 0;
@@ -242,7 +242,8 @@ ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, bool holes, C
   const uint64_t frames = zspage->FramesOf(static_cast<uint32_t>(slot));
   const uint64_t missing = frames & ~zspage->taken();
   if (missing != 0) {
-    if (!arena_.TryTake(static_cast<uint32_t>(std::popcount(missing)))) return ClaimOutcome::kOverBudget;
+    if (!arena_.TryTake(static_cast<uint32_t>(std::popcount(missing)), limits))
+      return ClaimOutcome::kOverBudget;
     c.stats.frames += static_cast<uint64_t>(std::popcount(missing));
   }
   const int idle_before = std::popcount(zspage->idle());
@@ -295,14 +296,21 @@ void ZsmallocPool::RelinkLocked(SizeClass& c, Zspage* zspage) {
   if (!has_idle && IdleList::IsLinked(zspage)) c.idle.Remove(zspage);
 }
 
+// Of a zspage in circulation that has idle frames. From here to FinishPunch its frames on their way out keep
+// it.
+void ZsmallocPool::TakeIdleLocked(SizeClass& c, Zspage* zspage, PunchBatch* batch) {
+  const uint64_t frames = zspage->BeginPunch();
+  ZP_CHECK(frames != 0, "nothing to punch");
+  CountIdleLocked(c, -std::popcount(frames));
+  c.idle.Remove(zspage);
+  batch->items[static_cast<size_t>(batch->count++)] = {zspage, frames};
+}
+
 void ZsmallocPool::CollectIdleLocked(SizeClass& c, PunchBatch* batch) {
   while (batch->count < PunchBatch::kCapacity) {
     Zspage* zspage = c.idle.front();
     if (zspage == nullptr) break;
-    const uint64_t frames = zspage->BeginPunch();
-    CountIdleLocked(c, -std::popcount(frames));
-    c.idle.Remove(zspage);
-    batch->items[static_cast<size_t>(batch->count++)] = {zspage, frames};
+    TakeIdleLocked(c, zspage, batch);
   }
 }
 
@@ -320,7 +328,7 @@ bool ZsmallocPool::DetachIfVacantLocked(SizeClass& c, Zspage* zspage) {
   zspage->isolated = true;
   --c.stats.zspages;
   // Under the lock, so that who finds a zspage in the table under it may use it.
-  span_table_[zspage->span()].store(nullptr, std::memory_order_release);
+  span_table_[zspage->span()].store(0, std::memory_order_release);
   return true;
 }
 
@@ -392,7 +400,7 @@ Result<Zspage*> ZsmallocPool::NewZspage(uint32_t size_class) {
     return Error{Errc::kNoMemory, 0, "zspage"};
   }
   zspage_bytes_.fetch_add(Zspage::BytesOf(size_class), std::memory_order_relaxed);
-  span_table_[span].store(zspage, std::memory_order_release);
+  span_table_[span].store(TableWord(zspage).word, std::memory_order_release);
   return zspage;
 }
 
@@ -408,16 +416,13 @@ void ZsmallocPool::DiscardZspage(Zspage* zspage) {
 
 ZsmallocPool::SizeClass* ZsmallocPool::ClassOf(uint32_t span) {
   if (span >= arena_.span_count()) return nullptr;
-  const SpanTag tag = arena_.tag(span);
-  return tag.owner == owner_ ? &classes_[tag.size_class] : nullptr;
+  const TableWord found = At(span);
+  return found.word == 0 ? nullptr : &classes_[found.size_class()];
 }
 
 Zspage* ZsmallocPool::FindLocked(SizeClass& c, uint32_t span) {
-  // Only a zspage that lies in the table under the lock of its own class stays while the lock is held.
-  Zspage* zspage = span_table_[span].load(std::memory_order_acquire);
-  if (zspage == nullptr || arena_.tag(span) != SpanTag{owner_, static_cast<uint8_t>(&c - classes_.data())})
-    return nullptr;
-  return zspage;
+  const TableWord found = At(span);
+  return found.word != 0 && &classes_[found.size_class()] == &c ? found.zspage() : nullptr;
 }
 
 std::optional<SpanShape> ZsmallocPool::ShapeOf(uint32_t span) {
@@ -441,7 +446,7 @@ Result<uint32_t> ZsmallocPool::Reserve(const SpanShape& shape) {
   if (!got.ok()) {
     {
       MutexLock lock(c.mu);
-      span_table_[zspage->span()].store(nullptr, std::memory_order_release);
+      span_table_[zspage->span()].store(0, std::memory_order_release);
     }
     DiscardZspage(zspage);
     return got.error();
@@ -500,8 +505,8 @@ MigratedSpan ZsmallocPool::Migrate(uint32_t span, MovableOwner& target, uint32_t
 MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t target_span, uint32_t* packed,
                                     const std::atomic<bool>* abort) {
   // The caller's: both are isolated.
-  Zspage* const from = span_table_[span].load(std::memory_order_acquire);
-  Zspage* const to = pool.span_table_[target_span].load(std::memory_order_acquire);
+  Zspage* const from = At(span).zspage();
+  Zspage* const to = pool.At(target_span).zspage();
   ZP_CHECK(from != nullptr && to != nullptr && from->isolated && to->isolated &&
                from->size_class() == to->size_class(),
            "migration of spans that do not match");
@@ -589,10 +594,11 @@ MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t 
 }
 
 void ZsmallocPool::Putback(uint32_t span) {
-  Zspage* const zspage = span_table_[span].load(std::memory_order_acquire);
+  Zspage* const zspage = At(span).zspage();
   ZP_CHECK(zspage != nullptr && zspage->isolated, "putback of a span that is not isolated");
   SizeClass& c = classes_[zspage->size_class()];
   PunchBatch batch;
+  bool vacant = false;
   {
     MutexLock lock(c.mu);
     for (int at = zspage->HighestUsed(zspage->objects()); at >= 0;
@@ -601,15 +607,14 @@ void ZsmallocPool::Putback(uint32_t span) {
       if (zspage->handle(slot) == Zspage::kMovedAway) VacateLocked(c, zspage, slot);
     }
     zspage->isolated = false;
-    RelinkLocked(c, zspage);
-    if (zspage->live() == 0) {
-      const uint64_t frames = zspage->BeginPunch();
-      CountIdleLocked(c, -std::popcount(frames));
-      if (IdleList::IsLinked(zspage)) c.idle.Remove(zspage);
-      batch.items[0] = {zspage, frames};
-      batch.count = 1;
+    vacant = DetachIfVacantLocked(c, zspage);
+    if (!vacant) {
+      RelinkLocked(c, zspage);
+      // No frame is on its way out, so with no object all that are taken are idle.
+      if (zspage->live() == 0) TakeIdleLocked(c, zspage, &batch);
     }
   }
+  if (vacant) DiscardZspage(zspage);
   FinishPunch(c, &batch);
 }
 
@@ -632,7 +637,7 @@ bool ZsmallocPool::ChooseHolesLocked(SizeClass& c, Zspage* from, CompactBatch* b
   for (int at = from->HighestUsed(from->objects()); at >= 0 && batch->count < wanted;
        at = from->HighestUsed(static_cast<uint32_t>(at))) {
     Claim claim;
-    if (ClaimLocked(c, true, &claim) != ClaimOutcome::kClaimed) break;
+    if (ClaimLocked(c, true, Limits::kKept, &claim) != ClaimOutcome::kClaimed) break;
     if (!AddMoving(from, static_cast<uint32_t>(at), claim, batch)) VacateLocked(c, claim.zspage, claim.slot);
   }
   // Some may be on their way in or out; but if there was no room for most, the frames would not come free.
@@ -740,13 +745,7 @@ ZsmallocPool::Compacted ZsmallocPool::Compact(uint32_t size_class, uint32_t wast
     }
     from->isolated = false;
     RelinkLocked(c, from);
-    if (from->idle() != 0) {
-      const uint64_t frames = from->BeginPunch();
-      CountIdleLocked(c, -std::popcount(frames));
-      c.idle.Remove(from);
-      punch.items[0] = {from, frames};
-      punch.count = 1;
-    }
+    if (from->idle() != 0) TakeIdleLocked(c, from, &punch);
   }
   FinishPunch(c, &punch);
   return result;

@@ -42,7 +42,8 @@ class ZsmallocPool final : public ObjectPool {
   ZsmallocPool(const ZsmallocPool&) = delete;
   ZsmallocPool& operator=(const ZsmallocPool&) = delete;
 
-  Result<uint64_t> Allocate(uint32_t length) override;
+  using ObjectPool::Allocate;
+  Result<uint64_t> Allocate(uint32_t length, Limits limits) override;
   void Bind(uint64_t offset, Handle handle) override;
   void Free(uint64_t offset, uint32_t length) override;
   Status Pin(uint64_t offset, uint32_t length) override;
@@ -125,12 +126,26 @@ class ZsmallocPool final : public ObjectPool {
 
   // The zspage of an object that the caller has.
   Zspage* ZspageOf(uint64_t offset, uint32_t length) const;
-  // The zspage of `span`, under its class's lock; null if it is no zspage of this pool any more.
+  // Address and size class in one word, so that who holds the class's lock and finds it there has a zspage
+  // that stays: it is taken out under that lock. 0: none.
+  struct TableWord {
+    uintptr_t word = 0;
+    TableWord() = default;
+    explicit TableWord(uintptr_t value) : word(value) {}
+    explicit TableWord(const Zspage* zspage)
+        : word(reinterpret_cast<uintptr_t>(zspage) | zspage->size_class()) {}
+    Zspage* zspage() const { return reinterpret_cast<Zspage*>(word & ~(Zspage::kAlignment - 1)); }
+    uint32_t size_class() const { return static_cast<uint32_t>(word & (Zspage::kAlignment - 1)); }
+  };
+  static_assert(kClassCount <= Zspage::kAlignment);
+  TableWord At(uint32_t span) const { return TableWord(span_table_[span].load(std::memory_order_acquire)); }
+  // The class of what is in `span` at the moment, and the zspage under that class's lock. Null: none of this
+  // pool any more.
   SizeClass* ClassOf(uint32_t span);
   Zspage* FindLocked(SizeClass& c, uint32_t span) ZP_REQUIRES(c.mu);
 
   // `holes`: only in almost full zspages, and in frames that are present.
-  ClaimOutcome ClaimLocked(SizeClass& c, bool holes, Claim* claim) ZP_REQUIRES(c.mu);
+  ClaimOutcome ClaimLocked(SizeClass& c, bool holes, Limits limits, Claim* claim) ZP_REQUIRES(c.mu);
   void VacateLocked(SizeClass& c, Zspage* zspage, uint32_t slot) ZP_REQUIRES(c.mu);
   void UnlinkLocked(SizeClass& c, Zspage* zspage) ZP_REQUIRES(c.mu);
   // Copies the object and publishes the copy, if the entry still says `word`.
@@ -156,6 +171,7 @@ class ZsmallocPool final : public ObjectPool {
   void CountIdleLocked(SizeClass& c, int delta) ZP_REQUIRES(c.mu);
   // Puts the zspage into the lists that fit its state.
   void RelinkLocked(SizeClass& c, Zspage* zspage) ZP_REQUIRES(c.mu);
+  void TakeIdleLocked(SizeClass& c, Zspage* zspage, PunchBatch* batch) ZP_REQUIRES(c.mu);
   void CollectIdleLocked(SizeClass& c, PunchBatch* batch) ZP_REQUIRES(c.mu);
   // If vacant, takes the zspage out of the class; the caller hands it to DiscardZspage after unlocking.
   bool DetachIfVacantLocked(SizeClass& c, Zspage* zspage) ZP_REQUIRES(c.mu);
@@ -174,7 +190,8 @@ class ZsmallocPool final : public ObjectPool {
   HandleTable& handles_;
   const FrameOwner owner_;
   Mapping span_table_memory_;
-  std::atomic<Zspage*>* const span_table_;  // by span; set while the span is a zspage of this pool
+  std::atomic<uintptr_t>* const
+      span_table_;  // TableWords by span; set while the span is a zspage of this pool
   std::atomic<uint64_t> zspage_bytes_{0};
   std::atomic<uint64_t> idle_frames_{0};  // of all classes
   std::array<SizeClass, kClassCount> classes_;

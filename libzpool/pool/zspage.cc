@@ -11,7 +11,7 @@ namespace zp {
 
 Zspage* Zspage::New(FrameArena& arena, uint32_t span, uint32_t size_class) {
   const uint64_t bytes = BytesOf(size_class);
-  void* memory = ::operator new(bytes, std::nothrow);
+  void* memory = ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow);
   if (memory == nullptr) return nullptr;
   Zspage* zspage = new (memory) Zspage(arena, span, size_class);
   std::memset(static_cast<void*>(zspage->used()), 0, bytes - sizeof(Zspage));
@@ -35,7 +35,7 @@ bool Zspage::HasUnbound() const {
 
 void Zspage::Destroy(Zspage* zspage) {
   zspage->~Zspage();
-  ::operator delete(zspage);
+  ::operator delete (zspage, std::align_val_t{kAlignment});
 }
 
 Zspage::Zspage(FrameArena& arena, uint32_t span, uint32_t size_class)

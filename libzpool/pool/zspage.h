@@ -46,7 +46,9 @@ static_assert(static_cast<int>(FullnessGroup::kFull) + 1 == kFullnessGroups);
 // Threads: everything is guarded by the lock of the size class, but for the handles, which are atomic.
 class Zspage {
  public:
-  // Null if there is no memory. It is isolated: nobody's but the caller's. Delete with Destroy.
+  // Null if there is no memory. It is isolated: nobody's but the caller's. Its address is a multiple of
+  // kAlignment. Delete with Destroy.
+  static constexpr uint64_t kAlignment = 256;
   static Zspage* New(FrameArena& arena, uint32_t span, uint32_t size_class);
   // What New takes from the heap.
   static uint64_t BytesOf(uint32_t size_class);

@@ -59,6 +59,14 @@ Status PageStore::Init() {
 }
 
 Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
+  return Store(page, owner, preferred, Limits::kKept, scratch);
+}
+
+Result<Slot> PageStore::StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
+  return Store(page, owner, preferred, Limits::kOverLimit, scratch);
+}
+
+Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch) {
   if (const std::optional<uint64_t> pattern = SameFilledPattern(page)) {
     if (const std::optional<Slot> slot = Slot::SameFilled(*pattern)) {
       same_filled_.fetch_add(1, std::memory_order_relaxed);
@@ -73,16 +81,16 @@ Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Scra
     object = page;
   }
   const FrameOwner pool = this->pool() == PoolKind::kZbud ? FrameOwner::kZbud : FrameOwner::kZsmalloc;
-  return Keep(object, codec, pool, preferred, owner, PageChecksum(page));
+  return Keep(object, codec, pool, preferred, limits, owner, PageChecksum(page));
 }
 
 Result<Slot> PageStore::StoreRaw(PageView page, Owner owner, NodeId preferred) {
-  return Keep(page, CodecId::kRaw, FrameOwner::kStandby, preferred, owner, PageChecksum(page));
+  return Keep(page, CodecId::kRaw, FrameOwner::kStandby, preferred, Limits::kKept, owner, PageChecksum(page));
 }
 
 Result<Slot> PageStore::Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool,
-                             NodeId preferred, Owner owner, uint32_t checksum) {
-  const Result<Location> location = Place(bytes, codec, pool, preferred);
+                             NodeId preferred, Limits limits, Owner owner, uint32_t checksum) {
+  const Result<Location> location = Place(bytes, codec, pool, preferred, limits);
   if (!location.ok()) {
     store_failures_.fetch_add(1, std::memory_order_relaxed);
     return location.error();
@@ -297,24 +305,28 @@ void PageStore::DebugVerify() const {
 }
 
 Result<Location> PageStore::Place(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool,
-                                  NodeId preferred) {
+                                  NodeId preferred, Limits limits) {
   const uint32_t length = static_cast<uint32_t>(bytes.size());
-  Error error{Errc::kNoMemory, 0, "pool"};
-  for (const uint8_t index : options_.topology.FallbackOrder(preferred)) {
-    const Node& node = nodes_[index];
-    if (!node.accepts->load(std::memory_order_relaxed)) continue;
-    const Result<uint64_t> offset = node.PoolOf(pool).Allocate(length);
-    if (!offset.ok()) {
-      error = offset.error();
-      continue;
+  Error error{Errc::kNoMemory, 0, "a node that takes objects"};
+  // Nodes that take nothing come last, and only for what would be lost otherwise.
+  for (const bool accepting : {true, false}) {
+    if (!accepting && limits == Limits::kKept) break;
+    for (const uint8_t index : options_.topology.FallbackOrder(preferred)) {
+      const Node& node = nodes_[index];
+      if (node.accepts->load(std::memory_order_relaxed) != accepting) continue;
+      const Result<uint64_t> offset = node.PoolOf(pool).Allocate(length, limits);
+      if (!offset.ok()) {
+        error = offset.error();
+        continue;
+      }
+      std::memcpy(node.arena->At(*offset), bytes.data(), length);
+      Location location;
+      location.node = node.arena->node();
+      location.offset = *offset;
+      location.codec = codec;
+      location.length = length;
+      return location;
     }
-    std::memcpy(node.arena->At(*offset), bytes.data(), length);
-    Location location;
-    location.node = node.arena->node();
-    location.offset = *offset;
-    location.codec = codec;
-    location.length = length;
-    return location;
   }
   return error;
 }

@@ -88,6 +88,10 @@ class PageStore {
   // the kernel for frames.
   Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
 
+  // As Store, for a page that exists nowhere else: no limit refuses it, and if it must be it goes to a node
+  // that takes nothing.
+  Result<Slot> StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
+
   // Keeps the page as it is, in a frame of its own: for pages that are expected back soon. Otherwise as
   // Store.
   Result<Slot> StoreRaw(PageView page, Owner owner, NodeId preferred);
@@ -182,10 +186,12 @@ class PageStore {
   PageStore(const Options& options, uint64_t capacity_frames);
   Status Init();
   // The object's place and length, filled with `bytes`.
-  Result<Location> Place(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred);
+  Result<Location> Place(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
+                         Limits limits);
   // Places, publishes and binds it.
   Result<Slot> Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
-                    Owner owner, uint32_t checksum);
+                    Limits limits, Owner owner, uint32_t checksum);
+  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch);
   const Node& MustFind(NodeId node) const;
   const Node* NodeOf(NodeId node) const {
     const int index = options_.topology.IndexOf(node);

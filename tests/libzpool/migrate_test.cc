@@ -76,6 +76,7 @@ class Migration : public ::testing::TestWithParam<PoolKind> {
       MakePage(i, 1, noise_, &page);
       slots_.push_back(store_->Store(page, {1, PageIndex(i)}, kNear, *scratch_).value());
     }
+    store_->SetNodeAccepts(kNear, false);  // it is to be drained
   }
   void ExpectAllThere() {
     PageBuffer page;

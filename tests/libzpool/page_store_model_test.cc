@@ -42,6 +42,7 @@ void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& rand
       compactor.EmptyBlocksStep(node, KiB(512));
       break;
     case 2:
+      store.SetNodeAccepts(node, false);
       compactor.DrainStep(node, KiB(512), MigrateMode::kSyncLight, &abort);
       break;
     case 3:

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -226,6 +227,59 @@ TEST_P(PoolContract, ThreadsDoNotDisturbEachOther) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+// Spans come and go all the time, and movers look at them.
+TEST_P(PoolContract, ThreadsAtAFullBudgetWithMovers) {
+  arena_->set_limit_frames(48);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (uint32_t t = 0; t < 3; ++t) {
+    threads.emplace_back([this, t] {
+      std::mt19937_64 random(t);
+      std::vector<std::pair<uint64_t, uint32_t>> mine;
+      for (int i = 0; i < 20000; ++i) {
+        const uint32_t length = Length(static_cast<uint32_t>(1 + random() % kPageBytes));
+        const Result<uint64_t> offset = pool_->Allocate(length);
+        if (offset.ok()) mine.emplace_back(*offset, length);
+        if (!offset.ok() || mine.size() > 20) {
+          for (const auto& [at, bytes] : mine) pool_->Free(at, bytes);
+          mine.clear();
+        }
+        if (i % 64 == 0) pool_->Trim();
+      }
+      for (const auto& [at, bytes] : mine) pool_->Free(at, bytes);
+    });
+  }
+  std::vector<std::thread> movers;
+  for (int m = 0; m < 2; ++m) {
+    movers.emplace_back([&] {
+      while (!stop.load()) {
+        for (uint32_t span = 0; span < arena_->span_limit(); ++span) {
+          const std::optional<SpanShape> shape = pool_->ShapeOf(span);
+          if (!shape.has_value()) continue;
+          const Result<uint32_t> target = pool_->Reserve(*shape);
+          if (pool_->Isolate(span, *shape) == MigrateOutcome::kMoved) pool_->Putback(span);
+          if (target.ok()) pool_->Putback(*target);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  stop.store(true);
+  for (std::thread& mover : movers) mover.join();
+  arena_->set_limit_frames(kFrames);
+}
+
+TEST_P(PoolContract, WhatWouldBeLostIsNotRefused) {
+  arena_->set_limit_frames(1);
+  budget_.set_limit_frames(1);
+  std::vector<uint64_t> offsets;
+  for (int i = 0; i < 10; ++i) offsets.push_back(pool_->Allocate(Length(4000), Limits::kOverLimit).value());
+  EXPECT_FALSE(pool_->Allocate(Length(4000)).ok());
+  EXPECT_GE(arena_->frames_in_use(), 10u);
+  for (const uint64_t offset : offsets) pool_->Free(offset, Length(4000));
+  budget_.set_limit_frames(kFrames);
 }
 
 using PoolContractDeathTest = PoolContract;

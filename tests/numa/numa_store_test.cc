@@ -178,6 +178,7 @@ TEST_F(NumaStore, DrainLeavesNoFrameAndKeepsEveryHandle) {
     for (const NodeId node : nodes()) {
       ASSERT_NO_FATAL_FAILURE(StoreMany(node, 600));
       EXPECT_GT(FramesAt(node), 100u);
+      store_->SetNodeAccepts(node, false);
       Compactor::Drain drain;
       for (int steps = 0; steps < 1000; ++steps) {
         drain = compactor.DrainStep(node, MiB(1), MigrateMode::kSync);

@@ -108,6 +108,7 @@ void MeasureLoads(const Options& options, const PageSource& source, Report& repo
     const bool near = stored.store().node_stats(kNear).accepts;
     const zp::NodeId node = near ? kNear : kFar;
     stored.store().SetNodeAccepts(near ? kFar : kNear, true);
+    stored.store().SetNodeAccepts(node, false);
     while (!stop.load(std::memory_order_relaxed) &&
            compactor.DrainStep(node, zp::MiB(1), zp::MigrateMode::kSyncLight).left_bytes != 0) {
     }
@@ -171,6 +172,7 @@ void MeasureDrain(const Options& options, const PageSource& source, Report& repo
   zp::NodeId from = kNear, to = kFar;
   for (unsigned round = 0; round < options.rounds; ++round) {
     stored.store().SetNodeAccepts(to, true);
+    stored.store().SetNodeAccepts(from, false);
     bytes = 0;
     const uint64_t start = ThreadCpuNs();
     for (zp::Compactor::Drain step{1, 1}; step.left_bytes != 0; bytes += step.moved_bytes) {
