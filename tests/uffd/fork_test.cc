@@ -123,6 +123,41 @@ TEST_F(Fork, WipeOnForkIsZeroInTheChild) {
   EXPECT_EQ(app().Call(2, Op::kCheck, {I(at), kPages, 1}), 0);
 }
 
+// H26: fork has returned, but is not applied yet, when the parent changes what it wipes on fork.
+TEST_F(Fork, WipeThatBeginsBehindAForkIsNotItsChilds) {
+  const uint64_t at = app().MapFilled(kPages);
+  ASSERT_TRUE(EvictAll(a_, at, kPages));
+  Pauses::Get().Arm("event.taken");
+  Pump pump(world_, a_.client);
+  app().Post(1, Op::kFork, {kChild});
+  Pauses::Get().WaitReached("event.taken");
+  ASSERT_TRUE(app().Wait(1));
+  app().Post(2, Op::kLibcMadvise, {I(at + 8 * kPage), 8 * kPage, MADV_WIPEONFORK});
+  EXPECT_FALSE(app().Wait(2, 300)) << "the advice took effect before the fork was applied";
+  Pauses::Get().Release("event.taken");
+  ASSERT_TRUE(app().Wait(2));
+  EXPECT_EQ(app().result(2), 0);
+  EXPECT_EQ(app().Call(kChild, Op::kCheck, {I(at), kPages, 1}), 0);
+}
+
+TEST_F(Fork, WipeThatEndsBehindAForkIsStillItsChilds) {
+  const uint64_t at = app().MapFilled(kPages);
+  ASSERT_EQ(app().Syscall(1, SYS_madvise, {I(at + 8 * kPage), 8 * kPage, MADV_WIPEONFORK}), 0);
+  ASSERT_TRUE(EvictAll(a_, at, kPages));
+  Pauses::Get().Arm("event.taken");
+  Pump pump(world_, a_.client);
+  app().Post(1, Op::kFork, {kChild});
+  Pauses::Get().WaitReached("event.taken");
+  ASSERT_TRUE(app().Wait(1));
+  app().Post(2, Op::kLibcMadvise, {I(at + 8 * kPage), 8 * kPage, MADV_KEEPONFORK});
+  EXPECT_FALSE(app().Wait(2, 300)) << "the advice took effect before the fork was applied";
+  Pauses::Get().Release("event.taken");
+  ASSERT_TRUE(app().Wait(2));
+  EXPECT_EQ(app().result(2), 0);
+  EXPECT_EQ(app().Call(kChild, Op::kIsZero, {I(at + 8 * kPage), 8}), 0);
+  EXPECT_EQ(app().Call(kChild, Op::kCheck, {I(at), 8, 1}), 0);
+}
+
 // 6.2: present pages are shared after the fork, and MOVE refuses them until they are un-shared.
 TEST_F(Fork, SharedPagesAreUnsharedAndThenEvicted) {
   const uint64_t at = app().MapFilled(kPages);

@@ -147,15 +147,19 @@ __attribute__((constructor)) void Start() {
 // Two pieces of advice that a userfaultfd is not told of. Calls that bypass libc are not seen;
 // daemon/DESIGN.md says what that means. MADV_GUARD_INSTALL drops pages (hazard H10). MADV_DONTNEED right
 // behind it keeps the guard markers and does tell: the daemon forgets what it stored of the range.
-// MADV_KEEPONFORK ends a MADV_WIPEONFORK, which the daemon looks up when it applies a fork: it must have
-// applied the forks before this call first (hazard H11).
+// MADV_WIPEONFORK and MADV_KEEPONFORK change what the daemon looks up when it applies a fork: it must have
+// applied the forks before this call first (hazards H11, H26). Two barriers, since the first may be read
+// together with the fork, and its reader lets us go on before it applies either; the second is read after
+// that.
 extern "C" __attribute__((visibility("default"))) int madvise(void* address, size_t length,
                                                               int advice) noexcept {
   using uzswap::agent::barrier_page;
   using uzswap::agent::IsError;
   using uzswap::agent::Sys;
-  if (advice == MADV_KEEPONFORK && barrier_page != 0 && Sys(SYS_getpid) == uzswap::agent::barrier_pid) {
-    Sys(SYS_madvise, barrier_page, uzswap::agent::kBarrierBytes, MADV_DONTNEED);
+  if ((advice == MADV_KEEPONFORK || advice == MADV_WIPEONFORK) && barrier_page != 0 &&
+      Sys(SYS_getpid) == uzswap::agent::barrier_pid) {
+    for (int barrier = 0; barrier < 2; ++barrier)
+      Sys(SYS_madvise, barrier_page, uzswap::agent::kBarrierBytes, MADV_DONTNEED);
   }
   long ret = Sys(SYS_madvise, address, length, advice);
   if (ret == 0 && advice == MADV_GUARD_INSTALL) {
