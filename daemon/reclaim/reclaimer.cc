@@ -14,6 +14,7 @@ using std::chrono::milliseconds;
 constexpr uint64_t kBatchesPerVisit = 16;
 constexpr uint64_t kWatchPermille = 100;  // this near the limit, growth is watched
 constexpr microseconds kShortestPause{500};
+constexpr milliseconds kQuietPause{4};      // at least, while nothing moves
 constexpr milliseconds kLongestPause{200};  // a program over its limit is pushed back within a second
 constexpr milliseconds kRefusedPause{10};   // over the limit, but nothing can go at the moment
 // How fast a resident set may grow, bytes per microsecond: one that moves, by four threads that fill fresh
@@ -53,11 +54,13 @@ Reclaimer::Visited Reclaimer::Visit(Client& client, FaultScratch& scratch) {
   const uint64_t before = Read(client.stats().resident_bytes);
   const uint64_t target = limit - limit * kSlackPermille / 1000;
   uint64_t resident = client.SampleResident();
-  if (resident > limit - limit * kWatchPermille / 1000) client.RegisterGrowth();
+  // Who stands still has no mapping that grows unseen.
+  if (resident != before && resident > limit - limit * kWatchPermille / 1000) client.RegisterGrowth();
   // When it could be a tenth over the limit.
   const auto look_again = [&] {
     const uint64_t room = limit + limit / 10 > resident ? limit + limit / 10 - resident : 0;
-    return microseconds(room / (resident != before ? kMovingGrowth : kQuietGrowth));
+    if (resident != before) return microseconds(room / kMovingGrowth);
+    return std::max<microseconds>(microseconds(room / kQuietGrowth), kQuietPause);
   };
   if (resident <= limit) return {look_again()};
   for (uint64_t batch = 0; batch < kBatchesPerVisit && resident > target; ++batch) {
