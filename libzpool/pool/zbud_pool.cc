@@ -400,16 +400,18 @@ void ZbudPool::DiscardSpan(Span* span) {
 
 // ---- moving
 
-ZbudPool::Span* ZbudPool::FindLocked(unsigned shard, uint32_t span) {
+ZbudPool::Span* ZbudPool::FindLocked(const Shard& shard, uint32_t span) {
   const uintptr_t word = span_table_[span].load(std::memory_order_acquire);
-  return word != 0 && (word & kShardMask) == shard ? reinterpret_cast<Span*>(word & ~kShardMask) : nullptr;
+  const bool is_its = word != 0 && &shards_[word & kShardMask] == &shard;
+  return is_its ? reinterpret_cast<Span*>(word & ~kShardMask) : nullptr;
 }
 
 std::optional<SpanShape> ZbudPool::ShapeOf(uint32_t number) {
   const SpanTag tag = arena_.tag(number);
   if (tag.owner != FrameOwner::kZbud) return std::nullopt;
-  MutexLock lock(shards_[tag.size_class].mu);
-  const Span* const span = FindLocked(tag.size_class, number);
+  const Shard& shard = shards_[tag.size_class];
+  MutexLock lock(shard.mu);
+  const Span* const span = FindLocked(shard, number);
   if (span == nullptr || span->isolated) return std::nullopt;
   return SpanShape{span->Occupied(), tag.size_class};
 }
@@ -451,7 +453,7 @@ MigrateOutcome ZbudPool::Isolate(uint32_t number, const SpanShape& shape) {
   if (tag.owner != FrameOwner::kZbud) return MigrateOutcome::kGone;
   Shard& shard = shards_[tag.size_class];
   MutexLock lock(shard.mu);
-  Span* const span = FindLocked(tag.size_class, number);
+  Span* const span = FindLocked(shard, number);
   if (span == nullptr) return MigrateOutcome::kGone;
   if (span->isolated) return MigrateOutcome::kBusy;
   if (span->pins != 0) return MigrateOutcome::kPinned;
@@ -598,7 +600,7 @@ Status ZbudPool::Reclaim(uint64_t frame, ObjectEvictor& evictor) {
   std::array<Handle, 2> handles;
   {
     MutexLock lock(shard.mu);
-    Span* const span = FindLocked(tag.size_class, number);
+    Span* const span = FindLocked(shard, number);
     if (span == nullptr || span->IsEmpty(in_span)) return Error{Errc::kGone, 0, "objects in the frame"};
     if (span->isolated || span->pins != 0)
       return Error{Errc::kBusy, 0, "a frame that is being moved or used by I/O"};

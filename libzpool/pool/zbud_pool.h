@@ -97,7 +97,7 @@ class ZbudPool final : public ObjectPool {
   Shard& ShardOf(const Span& span) { return shards_[ShardIndex(span)]; }
   static unsigned ShardIndex(const Span& span);
   Span* SpanOf(uint64_t offset) const;
-  Span* FindLocked(unsigned shard, uint32_t span) ZP_REQUIRES(shards_[shard].mu);
+  Span* FindLocked(const Shard& shard, uint32_t span) ZP_REQUIRES(shard.mu);
 
   ClaimOutcome ClaimLocked(Shard& shard, uint32_t length, Limits limits, Claim* claim) ZP_REQUIRES(shard.mu);
   void VacateLocked(Shard& shard, Span* span, uint32_t frame, uint32_t buddy) ZP_REQUIRES(shard.mu);

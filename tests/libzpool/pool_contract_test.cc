@@ -77,8 +77,8 @@ class PoolContract : public ::testing::TestWithParam<Maker> {
       end = offset + object.length;
       bytes += object.length;
       const std::byte* at = arena_->At(offset);
-      ASSERT_TRUE(
-          std::all_of(at, at + object.length, [&](std::byte b) { return b == std::byte{object.fill}; }));
+      const std::byte fill{object.fill};
+      ASSERT_TRUE(std::all_of(at, at + object.length, [fill](std::byte b) { return b == fill; }));
     }
     const ObjectPoolStats stats = pool_->stats();
     EXPECT_EQ(stats.objects, objects_.size());

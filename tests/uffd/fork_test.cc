@@ -9,7 +9,6 @@ namespace uzswap::test {
 namespace {
 
 constexpr uint64_t kPages = 32;
-constexpr int64_t kBytes = kPages * kPage;
 constexpr unsigned kChild = 10;
 constexpr unsigned kGrandchild = 11;
 

@@ -11,7 +11,6 @@ namespace uzswap::test {
 namespace {
 
 constexpr uint64_t kPages = 64;
-constexpr int64_t kBytes = kPages * kPage;
 
 class Hostile : public UffdTest {
  protected:
