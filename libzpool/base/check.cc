@@ -14,7 +14,7 @@ namespace {
 char* Append(char* at, char* end, const char* text) {
   const size_t room = static_cast<size_t>(end - at);
   const size_t length = std::min(std::strlen(text), room);
-  std::memcpy(at, text, length);
+  std::memcpy(at, text, length);  // NOLINT(bugprone-not-null-terminated-result): the end is the caller's
   return at + length;
 }
 

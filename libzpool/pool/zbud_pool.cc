@@ -443,7 +443,7 @@ Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
     shard.frames += count;
     shard.idle_frames += count;
   }
-  if (populated.ok()) return span->span;
+  if (populated.ok()) return span->span;  // NOLINT(clang-analyzer-cplusplus.NewDeleteLeaks): the table has it
   Putback(span->span);
   return populated.error();
 }

@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 
 namespace uzswap {
 namespace {
@@ -24,10 +25,8 @@ struct Pair {
 };
 
 size_t OpenDescriptors() {
-  size_t count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
-    count += entry.exists() ? 1 : 1;
-  return count;
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  return static_cast<size_t>(std::distance(begin(all), end(all)));
 }
 
 std::span<const std::byte> Bytes(const char* text) { return std::as_bytes(std::span(text, strlen(text))); }

@@ -142,7 +142,7 @@ TEST_F(OwnMemory, WipeOnForkRangesAreFound) {
 
 TEST_F(OwnMemory, ReadsPresentMemoryAndRefusesUnmapped) {
   const Mapped mapped(2);
-  strcpy(mapped.data() + kPage - 2, "across");
+  memcpy(mapped.data() + kPage - 2, "across", sizeof("across"));
   char text[7] = {};
   EXPECT_TRUE(memory_.Read(mapped.start() + kPage - 2, text, sizeof(text)));
   EXPECT_STREQ(text, "across");

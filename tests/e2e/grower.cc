@@ -62,7 +62,7 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < kPage / 8; ++i) words[page * (kPage / 8) + i] = Word(page, i);
     const size_t done = (page + 1) * kPage;
     if (done % kMib == 0 && strcmp(argv[1], "rate") == 0)
-      SleepUntil(begin + static_cast<double>(done / kMib) / rate);
+      SleepUntil(begin + static_cast<double>(done) / static_cast<double>(kMib) / rate);
     if (done % (32 * kMib) == 0 && strcmp(argv[1], "steps") == 0) SleepUntil(Now() + 0.3);
   }
   printf("grown %.3f s\n", Now() - begin);

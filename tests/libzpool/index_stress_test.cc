@@ -97,6 +97,7 @@ TEST(OffsetIndexStress, UnsharingUnderReadersShowsNoForeignPage) {
     for (const OffsetIndex& index : indexes) EXPECT_EQ(index.stored(), kPages);
     // Three dying at once: the last one to leave a node frees what is in it.
     std::vector<std::thread> enders;
+    enders.reserve(indexes.size());
     for (OffsetIndex& index : indexes) {
       enders.emplace_back([&index] { OffsetIndex dying(std::move(index)); });
     }

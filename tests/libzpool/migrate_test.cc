@@ -36,7 +36,10 @@ class Points {
     current() = this;
     SetPauseHandler(+[](const char* name) { current()->Reach(name); });
   }
-  ~Points() { SetPauseHandler(nullptr); }
+  ~Points() {
+    SetPauseHandler(nullptr);
+    current() = nullptr;
+  }
   // `fn` runs in the thread that reaches the point.
   void On(const std::string& name, std::function<void()> fn) { actions_[name] = std::move(fn); }
 

@@ -18,6 +18,7 @@ void Worker::Realloc() {
       std::byte* const at = static_cast<std::byte*>(moved) + static_cast<size_t>(i) * kUnitBytes;
       world_.Check("a worker", Op::kRealloc, block->first + i, at, range.state[i], true);
     }
+    // A block has a unit at least. NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI)
     block->memory = static_cast<std::byte*>(realloc(moved, static_cast<size_t>(block->units) * kUnitBytes));
     if (block->memory == nullptr) world_.reporter().Trouble("realloc failed");
     world_.memory().Place(*block);

@@ -75,6 +75,7 @@ int Main(int argc, char** argv) {
     std::unique_ptr<Helpers> helpers;
     if (options.helpers) helpers = std::make_unique<Helpers>(world.reporter());
     std::vector<std::thread> threads;
+    threads.reserve(workers.size());
     for (auto& worker : workers) {
       threads.emplace_back([&] {
         worker->Run();

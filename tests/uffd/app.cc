@@ -55,7 +55,7 @@ App::App(const std::string& socket_path, uint64_t limit_bytes) {
   char* argv[] = {const_cast<char*>(program), const_cast<char*>(number.c_str()), nullptr};
   char* envp[] = {const_cast<char*>(preload.c_str()), const_cast<char*>(socket.c_str()),
                   const_cast<char*>(limit.c_str()), nullptr};
-  pid_ = vfork();
+  pid_ = vfork();  // NOLINT(clang-analyzer-*): nothing but execve follows
   if (pid_ == 0) {
     execve(program, argv, envp);
     _exit(127);

@@ -58,7 +58,7 @@ std::string FormatRatio(double ratio) {
 std::string FormatDuration(double seconds) {
   if (!(seconds >= 0)) return "-";
   if (seconds < 59.95) return fmt::format("{:.1f} s", seconds);
-  const auto s = static_cast<uint64_t>(std::min(seconds, 1e12) + 0.5);
+  const auto s = static_cast<uint64_t>(std::llround(std::min(seconds, 1e12)));
   if (s < 3600) return fmt::format("{} min {:02} s", s / 60, s % 60);
   if (s < 86400) return fmt::format("{} h {:02} min", s / 3600, s / 60 % 60);
   return fmt::format("{} d {:02} h", s / 86400, s / 3600 % 24);
