@@ -67,7 +67,7 @@ TEST_F(Wake, SignalDuringAKernelModeFaultDoesNoHarm) {
   ASSERT_EQ(app().Syscall(0, SYS_pipe2, {I(there), 0}), 0);
   int pipe_ends[2];
   memcpy(pipe_ends, scratch, sizeof(pipe_ends));
-  memcpy(scratch, "eight by", 8);
+  memcpy(scratch, "eight by", 8);  // NOLINT(bugprone-not-null-terminated-result): bytes, no text
   ASSERT_EQ(app().Syscall(0, SYS_write, {pipe_ends[1], I(there), 8}), 8);
   app().PostSyscall(1, SYS_read, {pipe_ends[0], I(at + 16), 8});
   std::vector<Fault> faults{ReadFault(client(), at)};
