@@ -147,7 +147,7 @@ Reply HandleNode(const json& request, const RequestContext& context) {
   }
   const auto& nodes = context.store.topology().nodes();
   const bool elsewhere = std::any_of(nodes.begin(), nodes.end(), [&](zp::NodeId other) {
-    return other != *node && context.store.node_stats(other).accepts;
+    return other != *node && context.store.NodeAccepts(other);
   });
   if (!elsewhere)
     return Failure(EINVAL, "no other node takes what would be moved; `uzswap node open` one first");

@@ -78,7 +78,7 @@ PoolKeeper::Drained PoolKeeper::Drain(zp::NodeId node) {
   Drained result;
   result.left_bytes = store_.node_stats(node).pool_bytes;
   const zp::MigrateStats before = asked_.stats().drained;
-  for (int fruitless = 0; fruitless < kFruitlessSteps && !stop_.load() && !store_.node_stats(node).accepts;) {
+  for (int fruitless = 0; fruitless < kFruitlessSteps && !stop_.load() && !store_.NodeAccepts(node);) {
     const auto step = asked_.DrainStep(node, kDrainStep, zp::MigrateMode::kSyncLight, &stop_);
     result.moved_bytes += step.moved_bytes;
     result.left_bytes = step.left_bytes;

@@ -12,15 +12,13 @@
 namespace zp {
 
 // Idea: a reader counts itself in and out of one of two sums; who has taken something out of sight waits
-// until the
-//   readers that may still see it have left. Two sums, used in turn, so that readers who come meanwhile do
-//   not prolong the wait; both are waited for, since a reader may have looked at the phase long before it
-//   counts itself.
+//   until the readers that may still see it have left. Two sums, used in turn, so that readers who come
+//   meanwhile do not prolong the wait; both are waited for, since a reader may have looked at the phase long
+//   before it counts itself.
 // Cost: two atomic additions to a cache line of the CPU per reading; 2 KiB.
-// Threads: everything from any thread. Guards may be held while nothing is waited for: a page's copy, not
-// more. Order: what was published before Synchronize, by a sequentially consistent operation, is what readers
-// see whom it did not
-//   wait for; they must look with a sequentially consistent load.
+// Threads: everything from any thread. Guards are held for a page's copy, not more, and waited under never.
+// Order: what was published before Synchronize, by a sequentially consistent operation, is what readers see
+//   whom it did not wait for; they must look with a sequentially consistent load.
 // Source: sleepable read-copy-update (SRCU), McKenney 2006.
 class Epochs {
  public:

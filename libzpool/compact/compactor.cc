@@ -7,30 +7,22 @@ namespace zp {
 namespace {
 
 // What unused allowance adds up to.
-constexpr uint64_t kBurstMilliseconds = 100;
-
-uint64_t NowNs() {
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                   std::chrono::steady_clock::now().time_since_epoch())
-                                   .count());
-}
+constexpr std::chrono::microseconds kBurst{100'000};
 
 }  // namespace
 
-Compactor::Compactor(PageStore& store, Options options) : store_(store), options_(std::move(options)) {
-  MutexLock lock(mu_);
-  allowance_at_ns_ = NowNs();
-}
+Compactor::Compactor(PageStore& store, Options options) : store_(store), options_(std::move(options)) {}
 
 uint64_t Compactor::Allowed(Bytes budget) {
   if (options_.bytes_per_second == 0) return budget.value();
   MutexLock lock(mu_);
-  const uint64_t now = NowNs();
-  const uint64_t passed_us = std::min<uint64_t>((now - allowance_at_ns_) / 1000, kBurstMilliseconds * 1000);
-  const uint64_t most = options_.bytes_per_second * kBurstMilliseconds / 1000;
-  allowance_ = std::min(static_cast<int64_t>(most),
-                        allowance_ + static_cast<int64_t>(options_.bytes_per_second * passed_us / 1000000));
-  allowance_at_ns_ = now;
+  const auto now = std::chrono::steady_clock::now();
+  const auto bytes_in = [&](std::chrono::microseconds time) {
+    return static_cast<int64_t>(options_.bytes_per_second * static_cast<uint64_t>(time.count()) / 1'000'000);
+  };
+  const auto passed = std::chrono::duration_cast<std::chrono::microseconds>(now - allowance_at_);
+  allowance_ = std::min(bytes_in(kBurst), allowance_ + bytes_in(std::min(passed, kBurst)));
+  allowance_at_ = now;
   return allowance_ <= 0 ? 0 : std::min(budget.value(), static_cast<uint64_t>(allowance_));
 }
 
@@ -129,16 +121,18 @@ Compactor::Drain Compactor::DrainStep(NodeId id, Bytes budget, MigrateMode mode,
   const MigrateStats moved = MoveSome(node, targets, Allowed(budget), mode, abort);
   Spent(moved.bytes);
   // Frames that nothing lies in.
-  node.zsmalloc->Trim();
-  node.zbud->Trim();
-  node.standby->Trim();
+  node.Trim();
   MutexLock lock(mu_);
   stats_.drained.Add(moved);
   return {moved.bytes, node.arena->frames_in_use() * kPageBytes};
 }
 
+uint64_t Compactor::MostFrames(const PageStore::Node& node) const {
+  return std::min(node.arena->limit_frames(), store_.budget_.limit_frames());
+}
+
 uint64_t Compactor::FillPermille(const PageStore::Node& node) const {
-  const uint64_t limit = std::min(node.arena->limit_frames(), store_.budget_.limit_frames());
+  const uint64_t limit = MostFrames(node);
   return limit == 0 ? 1000 : node.arena->frames_in_use() * 1000 / limit;
 }
 
@@ -163,9 +157,8 @@ uint64_t Compactor::Relieve(bool demote, Bytes budget, MigrateStats CompactorSta
              FillPermille(*target) >= options_.low_permille;
     });
     // Down to the low watermark.
-    const uint64_t limit = std::min(node.arena->limit_frames(), store_.budget_.limit_frames());
     const uint64_t used = node.arena->frames_in_use();
-    const uint64_t low = limit * options_.low_permille / 1000;
+    const uint64_t low = MostFrames(node) * options_.low_permille / 1000;
     const uint64_t excess = used > low ? (used - low) * kPageBytes : 0;
     total.Add(MoveSome(node, order, std::min(allowed - std::min(allowed, total.bytes), excess),
                        MigrateMode::kAsync, nullptr));

@@ -1,7 +1,9 @@
 // Keeps the pools dense, and moves them between nodes.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -23,12 +25,11 @@ struct CompactorStats {
 };
 
 // Idea: the mechanisms, in steps that copy a bounded number of bytes; when to take them is the caller's
-// policy. Everything
-//   goes on beside stores, loads and frees: a load never waits, a store or a free waits for a lock at most
-//   while 128 objects are chosen.
+//   policy. Everything goes on beside stores, loads and frees: a load never waits, a store or a free waits
+//   for its class's lock while objects are chosen or a span's slots are claimed.
 // Cost: nothing between steps.
-// Threads: all methods may be called at any time; steps of one kind take turns.
-// Locks: mu_ (statistics, hands, allowance) is held while nothing is moved.
+// Threads: all methods may be called at any time.
+// Locks: mu_ (statistics, allowance), held while nothing is moved.
 class Compactor {
  public:
   struct Options {
@@ -80,7 +81,8 @@ class Compactor {
   MigrateStats MoveSome(const PageStore::Node& from, const std::vector<NodeId>& targets, uint64_t bytes,
                         MigrateMode mode, const std::atomic<bool>* abort);
   uint64_t Relieve(bool demote, Bytes budget, MigrateStats CompactorStats::*counter);
-  // Its frames in thousandths of what it may hold.
+  // What it may hold, and its frames in thousandths of that.
+  uint64_t MostFrames(const PageStore::Node& node) const;
   uint64_t FillPermille(const PageStore::Node& node) const;
 
   PageStore& store_;
@@ -88,7 +90,7 @@ class Compactor {
   mutable Mutex mu_;
   CompactorStats stats_ ZP_GUARDED_BY(mu_);
   int64_t allowance_ ZP_GUARDED_BY(mu_) = 0;  // below zero: a span was larger than what was left
-  uint64_t allowance_at_ns_ ZP_GUARDED_BY(mu_) = 0;
+  std::chrono::steady_clock::time_point allowance_at_ ZP_GUARDED_BY(mu_) = std::chrono::steady_clock::now();
   std::array<std::atomic<uint32_t>, kMaxNodes> span_hand_{};
   std::array<std::atomic<uint32_t>, kMaxNodes> class_hand_{};
 };

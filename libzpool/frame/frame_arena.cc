@@ -51,6 +51,19 @@ bool NoneElsewhere(std::byte* at, uint32_t count, NodeId node) {
   return true;
 }
 
+// The lowest run of set bits.
+struct Run {
+  uint32_t first;
+  uint32_t count;
+  uint64_t mask;
+};
+Run LowestRun(uint64_t frames) {
+  const uint32_t first = static_cast<uint32_t>(std::countr_zero(frames));
+  const uint32_t count = static_cast<uint32_t>(std::countr_one(frames >> first));
+  const uint64_t ones = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+  return {first, count, ones << first};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, FrameBudget& budget) {
@@ -120,25 +133,36 @@ uint32_t FrameArena::lowest_free_span() const {
   return span_count_;
 }
 
-Status FrameArena::Populate(uint64_t first, uint32_t count) {
-  ZP_TRY(file_.Populate(first * kPageBytes, count * kPageBytes));
-  return RefuseElsewhere(first, count);
-}
-
-Status FrameArena::PopulateFresh(uint64_t first, uint32_t count) {
-  ZP_TRY(file_.PopulateFresh(first * kPageBytes, count * kPageBytes));
-  return RefuseElsewhere(first, count);
-}
-
-Status FrameArena::RefuseElsewhere(uint64_t first, uint32_t count) const {
-  if (bind_ && !NoneElsewhere(At(first * kPageBytes), count, node_)) {
-    return Error{Errc::kNoMemory, 0, "frames of the node"};
+template <typename Make>
+Status FrameArena::PopulateRuns(uint32_t span, uint64_t frames, Make&& make) {
+  for (uint64_t rest = frames; rest != 0;) {
+    const Run run = LowestRun(rest);
+    const uint64_t offset = span * kSpanBytes + run.first * kPageBytes;
+    ZP_TRY(make(offset, run.count * kPageBytes));
+    if (bind_ && !NoneElsewhere(At(offset), run.count, node_))
+      return Error{Errc::kNoMemory, 0, "frames of the node"};
+    rest &= ~run.mask;
   }
   return OkStatus();
 }
 
-void FrameArena::Punch(uint64_t first, uint32_t count) {
-  file_.Punch(first * kPageBytes, count * kPageBytes);
+Status FrameArena::Populate(uint32_t span, uint64_t frames) {
+  return PopulateRuns(span, frames,
+                      [&](uint64_t offset, uint64_t bytes) { return file_.Populate(offset, bytes); });
+}
+
+Status FrameArena::PopulateFresh(uint32_t span, uint64_t frames) {
+  return PopulateRuns(span, frames,
+                      [&](uint64_t offset, uint64_t bytes) { return file_.PopulateFresh(offset, bytes); });
+}
+
+void FrameArena::Punch(uint32_t span, uint64_t frames) {
+  for (uint64_t rest = frames; rest != 0;) {
+    const Run run = LowestRun(rest);
+    file_.Punch(span * kSpanBytes + run.first * kPageBytes, run.count * kPageBytes);
+    rest &= ~run.mask;
+  }
+  const uint64_t count = static_cast<uint64_t>(std::popcount(frames));
   taken_.fetch_sub(count, std::memory_order_relaxed);
   budget_.Give(count);
 }

@@ -96,15 +96,14 @@ class FrameArena {
   // No span from this one on was ever handed out.
   uint32_t span_limit() const { return highest_span_.load(std::memory_order_relaxed) + 1; }
 
-  // Makes `count` frames from `first` present; frames that are stay as they are. The caller took them from
-  // the budget and counts them. kNoMemory: the node or the machine is full; some may be present, punch them.
-  // Sleeps.
-  Status Populate(uint64_t first, uint32_t count);
+  // Makes the frames of `span` that are in the mask present; those that are stay as they are. The caller took
+  // them from the budget and counts them. kNoMemory: the node or the machine is full; some may be present,
+  // punch them. Sleeps.
+  Status Populate(uint32_t span, uint64_t frames);
   // The same for frames that hold nothing and that nobody else knows of yet.
-  Status PopulateFresh(uint64_t first, uint32_t count);
-  // Gives their memory to the kernel and `count` frames to the budget. Nobody may touch them meanwhile.
-  // Sleeps.
-  void Punch(uint64_t first, uint32_t count);
+  Status PopulateFresh(uint32_t span, uint64_t frames);
+  // Gives their memory to the kernel and their number to the budget. Nobody may touch them meanwhile. Sleeps.
+  void Punch(uint32_t span, uint64_t frames);
 
   // Takes `count` frames from the budget for this arena, or none. kOverLimit: all of them, whatever the
   // limits say.
@@ -119,9 +118,8 @@ class FrameArena {
   bool TryTakeForMigration(uint32_t count) {
     return HasRoom(count) && budget_.TryTakeForMigration(count) && Took(count);
   }
-  // Frames that this arena may have at most, beside the budget of all. What a real node can give: a bound
-  // allocation on a node without memory ends in the kernel's OOM killer. Concurrent takers may pass it by a
-  // few frames.
+  // Frames that this arena may have at most, beside the budget of all. Concurrent takers may pass it by a few
+  // frames.
   void set_limit_frames(uint64_t frames) { limit_.store(frames, std::memory_order_relaxed); }
   uint64_t limit_frames() const { return limit_.load(std::memory_order_relaxed); }
   // Frames taken and not punched: populated ones, and those about to be.
@@ -135,7 +133,9 @@ class FrameArena {
   uint64_t metadata_bytes() const;
 
  private:
-  Status RefuseElsewhere(uint64_t first, uint32_t count) const;
+  // make(file offset, bytes) for each run of frames, which then are seen to lie on the node.
+  template <typename Make>
+  Status PopulateRuns(uint32_t span, uint64_t frames, Make&& make);
   FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors);
   bool HasRoom(uint32_t count) const { return frames_in_use() + count <= limit_frames(); }
   bool Took(uint32_t count) {

@@ -35,13 +35,12 @@ struct MigrateStats {
 };
 
 // Idea: the one core for every owner of frames, of which it knows nothing but four operations. Spans go in
-// batches: targets
-//   are reserved for all of a batch before the first is isolated, and readers are waited for once.
+//   batches: targets are reserved for all of a batch before the first is isolated, and readers are waited
+//   for once.
 // Cost: per batch one Epochs::Synchronize; no memory.
 // Threads: Move from any threads at once; a span that another is moving is busy. Register before.
 // Locks: none of its own; nothing is held, allocated or slept on while a span is isolated. What has to be
-// waited for is
-//   waited for between batches, with the span alone.
+//   waited for is waited for between batches, with the span alone.
 // Source: the shape of Linux mm/migrate.c (isolate, migrate, putback; modes; reasons).
 class Migrator {
  public:

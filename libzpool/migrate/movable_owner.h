@@ -34,10 +34,9 @@ struct MigratedSpan {
 };
 
 // Idea: who owns spans of frames registers itself once per node with the Migrator, which knows nothing of
-// what is in
-//   them. A span moves to another of the same owner kind, each object to the same place in it, in four steps:
-//   Reserve at the target, Isolate, Migrate, and, when no reader can be in either, Putback of both. Reserve
-//   is the only one that allocates or sleeps, and comes before Isolate.
+//   what is in them. A span moves to another of the same owner kind, each object to the same place in it, in
+//   four steps: Reserve at the target, Isolate, Migrate, and, when no reader can be in either, Putback of
+//   both. Reserve is the only one that allocates or sleeps, and comes before Isolate.
 // Threads: any methods at any time; a span that was reserved or isolated is its caller's until Putback.
 class MovableOwner {
  public:

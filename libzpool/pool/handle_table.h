@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "libzpool/base/memory_file.h"
 #include "libzpool/base/mutex.h"
@@ -53,6 +54,14 @@ class HandleTable {
   // was. Sequentially consistent, like the publication of a move, as Epochs wants it.
   uint64_t Lookup(Handle handle) const {
     return InBounds(handle) ? entries_[handle.value()].location.load(std::memory_order_seq_cst) : 0;
+  }
+  // The same if it says that the object lies there. Nothing: it was freed, or freed and its handle used
+  // again, or moved by another.
+  std::optional<uint64_t> LookupAt(Handle handle, NodeId node, uint64_t offset) const {
+    const uint64_t word = Lookup(handle);
+    const Location location = Location::Decode(word);
+    if (!location.is_readable() || location.node != node || location.offset != offset) return std::nullopt;
+    return word;
   }
   // Publishes a move if the word still is `expected`; node and offset of `desired` may differ from it. The
   // bytes there must be complete.

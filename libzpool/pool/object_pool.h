@@ -17,6 +17,9 @@ enum class PoolKind : uint8_t { kZsmalloc, kZbud };
 inline constexpr int kPoolKinds = 2;
 inline constexpr const char* kPoolNames[kPoolKinds] = {"zsmalloc", "zbud"};
 
+// Stands for the handle of an object that moved away, until Putback vacates its slot.
+inline constexpr Handle kMovedAway{~uint32_t{0}};
+
 // By how full a zspage is, in quarters; the last is full.
 inline constexpr int kFullnessGroups = 5;
 
@@ -42,9 +45,8 @@ struct ObjectPoolStats {
 };
 
 // Idea: room for objects of 1..4096 bytes in the frames of one node. An object is named by its offset until
-// its handle is
-//   bound to it, and can move from then on. So the offset given to Free and Pin is the one that the handle's
-//   entry has, now.
+//   its handle is bound to it, and can move from then on. So the offset given to Free and Pin is the one that
+//   the handle's entry has, now.
 // Threads: all methods may be called at any time. An object's bytes belong to whoever has it.
 // Failure: kNoMemory from Allocate leaves nothing behind.
 class ObjectPool : public MovableOwner {

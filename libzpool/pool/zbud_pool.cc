@@ -18,8 +18,6 @@ constexpr uint64_t kIdleFrames = 4;
 constexpr uint64_t kIdleShare = 64;
 constexpr uint64_t kSpansTrimmed = 4;
 
-constexpr Handle kMovedAway{~uint32_t{0}};
-
 uint32_t ChunksOf(uint32_t length) { return (length + ZbudPool::kChunkBytes - 1) / ZbudPool::kChunkBytes; }
 
 }  // namespace
@@ -31,9 +29,10 @@ struct ZbudPool::Span {
   static constexpr uint32_t kFirst = 0, kLast = 1;
   // A frame's buddy by where it begins.
   static uint32_t BuddyAt(uint64_t offset) { return offset % kPageBytes == 0 ? kFirst : kLast; }
-  uint64_t OffsetOf(uint32_t frame, uint32_t buddy) const {
+  // Where a buddy of that many chunks begins.
+  uint64_t OffsetOf(uint32_t frame, uint32_t buddy, uint32_t size) const {
     const uint64_t base = (uint64_t{span} * kFramesPerSpan + frame) * kPageBytes;
-    return buddy == kFirst ? base : base + kPageBytes - uint64_t{chunks[frame][kLast]} * kChunkBytes;
+    return buddy == kFirst ? base : base + kPageBytes - uint64_t{size} * kChunkBytes;
   }
   uint32_t FreeChunks(uint32_t frame) const { return kChunks - chunks[frame][kFirst] - chunks[frame][kLast]; }
   bool IsEmpty(uint32_t frame) const { return chunks[frame][kFirst] == 0 && chunks[frame][kLast] == 0; }
@@ -67,7 +66,7 @@ struct ZbudPool::Span {
   std::array<std::atomic<uint32_t>, kFramesPerSpan * 2> handles{};
 };
 
-unsigned ZbudPool::ShardIndex(const Span& span) { return span.shard; }
+ZbudPool::Shard& ZbudPool::ShardOf(const Span& span) { return shards_[span.shard]; }
 
 Result<std::unique_ptr<ZbudPool>> ZbudPool::Create(FrameArena& arena, HandleTable& handles) {
   Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<uintptr_t>)));
@@ -122,7 +121,7 @@ Result<uint64_t> ZbudPool::Allocate(uint32_t length, Limits limits) {
   }
   Span* const span = claim.span;
   if (claim.populate) {
-    const Status populated = arena_.Populate(uint64_t{span->span} * kFramesPerSpan + claim.frame, 1);
+    const Status populated = arena_.Populate(span->span, uint64_t{1} << claim.frame);
     {
       MutexLock lock(shard.mu);
       if (populated.ok()) {
@@ -138,7 +137,7 @@ Result<uint64_t> ZbudPool::Allocate(uint32_t length, Limits limits) {
       return populated.error();
     }
   }
-  return span->OffsetOf(claim.frame, claim.buddy);
+  return span->OffsetOf(claim.frame, claim.buddy, ChunksOf(length));
 }
 
 ZbudPool::ClaimOutcome ZbudPool::ClaimLocked(Shard& shard, uint32_t length, Limits limits, Claim* claim) {
@@ -358,13 +357,7 @@ bool ZbudPool::DetachIfVacantLocked(Shard& shard, Span* span) {
 // Gives the frames back, which TakeIdleLocked took, and the span if nothing is left of it. They are not none:
 // they keep the span.
 uint64_t ZbudPool::Punch(Shard& shard, Span* span, uint64_t frames) {
-  const uint64_t base = uint64_t{span->span} * kFramesPerSpan;
-  for (uint64_t rest = frames; rest != 0;) {
-    const uint32_t first = static_cast<uint32_t>(std::countr_zero(rest));
-    const uint32_t count = static_cast<uint32_t>(std::countr_one(rest >> first));
-    arena_.Punch(base + first, count);
-    rest &= ~((count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << first);
-  }
+  arena_.Punch(span->span, frames);
   const uint64_t count = static_cast<uint64_t>(std::popcount(frames));
   bool vacant = false;
   {
@@ -400,6 +393,12 @@ void ZbudPool::DiscardSpan(Span* span) {
 
 // ---- moving
 
+ZbudPool::Shard* ZbudPool::ShardAt(uint32_t span) {
+  if (span >= arena_.span_count()) return nullptr;
+  const uintptr_t word = span_table_[span].load(std::memory_order_acquire);
+  return word == 0 ? nullptr : &shards_[word & kShardMask];
+}
+
 ZbudPool::Span* ZbudPool::FindLocked(const Shard& shard, uint32_t span) {
   const uintptr_t word = span_table_[span].load(std::memory_order_acquire);
   const bool is_its = word != 0 && &shards_[word & kShardMask] == &shard;
@@ -407,13 +406,12 @@ ZbudPool::Span* ZbudPool::FindLocked(const Shard& shard, uint32_t span) {
 }
 
 std::optional<SpanShape> ZbudPool::ShapeOf(uint32_t number) {
-  const SpanTag tag = arena_.tag(number);
-  if (tag.owner != FrameOwner::kZbud) return std::nullopt;
-  const Shard& shard = shards_[tag.size_class];
-  MutexLock lock(shard.mu);
-  const Span* const span = FindLocked(shard, number);
+  Shard* const shard = ShardAt(number);
+  if (shard == nullptr) return std::nullopt;
+  MutexLock lock(shard->mu);
+  const Span* const span = FindLocked(*shard, number);
   if (span == nullptr || span->isolated) return std::nullopt;
-  return SpanShape{span->Occupied(), tag.size_class};
+  return SpanShape{span->Occupied(), span->shard};
 }
 
 Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
@@ -428,14 +426,7 @@ Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
     DiscardSpan(span);
     return Error{Errc::kNoMemory, 0, "frames for a migration"};
   }
-  Status populated = OkStatus();
-  // In runs.
-  for (uint32_t at = 0; at < kFramesPerSpan && shape.frames >> at != 0 && populated.ok();) {
-    at += static_cast<uint32_t>(std::countr_zero(shape.frames >> at));
-    const uint32_t run = static_cast<uint32_t>(std::countr_one(shape.frames >> at));
-    populated = arena_.PopulateFresh(uint64_t{span->span} * kFramesPerSpan + at, run);
-    at += run;
-  }
+  const Status populated = arena_.PopulateFresh(span->span, shape.frames);
   {
     MutexLock lock(shard.mu);
     span->taken = shape.frames;
@@ -449,11 +440,10 @@ Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
 }
 
 MigrateOutcome ZbudPool::Isolate(uint32_t number, const SpanShape& shape) {
-  const SpanTag tag = arena_.tag(number);
-  if (tag.owner != FrameOwner::kZbud) return MigrateOutcome::kGone;
-  Shard& shard = shards_[tag.size_class];
-  MutexLock lock(shard.mu);
-  Span* const span = FindLocked(shard, number);
+  Shard* const shard = ShardAt(number);
+  if (shard == nullptr) return MigrateOutcome::kGone;
+  MutexLock lock(shard->mu);
+  Span* const span = FindLocked(*shard, number);
   if (span == nullptr) return MigrateOutcome::kGone;
   if (span->isolated) return MigrateOutcome::kBusy;
   if (span->pins != 0) return MigrateOutcome::kPinned;
@@ -464,9 +454,9 @@ MigrateOutcome ZbudPool::Isolate(uint32_t number, const SpanShape& shape) {
         return MigrateOutcome::kBusy;
     }
   }
-  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) UnlinkLocked(shard, span, frame);
+  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) UnlinkLocked(*shard, span, frame);
   span->isolated = true;
-  LinkOpenLocked(shard, span);
+  LinkOpenLocked(*shard, span);
   return MigrateOutcome::kMoved;
 }
 
@@ -492,9 +482,7 @@ MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint3
       handle.store(kMovedAway.value(), std::memory_order_relaxed);
   }
   const auto offset_of = [&](const Span* span, uint32_t frame, uint32_t buddy) {
-    const uint64_t base = (uint64_t{span->span} * kFramesPerSpan + frame) * kPageBytes;
-    return buddy == Span::kFirst ? base
-                                 : base + kPageBytes - uint64_t{chunks[frame][Span::kLast]} * kChunkBytes;
+    return span->OffsetOf(frame, buddy, chunks[frame][buddy]);
   };
   // Publishes an object's place on the other side, and counts it there before it can be freed there.
   const auto publish = [](ZbudPool& out_of, Shard& out, ZbudPool& into, Shard& in, Handle handle,
@@ -522,15 +510,14 @@ MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint3
       break;
     }
     const Handle handle = from->handle(frame, buddy);
-    const uint64_t word = handles_.Lookup(handle);
-    Location location = Location::Decode(word);
     const uint64_t source = offset_of(from, frame, buddy);
-    if (!location.is_readable() || location.node != arena_.node() || location.offset != source)
-      continue;  // freed
+    const std::optional<uint64_t> word = handles_.LookupAt(handle, arena_.node(), source);
+    if (!word.has_value()) continue;
+    Location location = Location::Decode(*word);
     location.offset = offset_of(to, frame, buddy);
     std::memcpy(pool.arena_.At(location.offset), arena_.At(source), location.length);
     to->SetHandle(frame, buddy, handle);
-    if (publish(*this, from_shard, pool, to_shard, handle, word, location)) {
+    if (publish(*this, from_shard, pool, to_shard, handle, *word, location)) {
       from->SetHandle(frame, buddy, kMovedAway);
       ++result.objects;
       result.bytes += location.length;
@@ -544,14 +531,13 @@ MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint3
     const uint32_t buddy = i % 2;
     if (chunks[frame][buddy] == 0 || from->handle(frame, buddy) != kMovedAway) continue;
     const Handle handle = to->handle(frame, buddy);
-    const uint64_t word = handles_.Lookup(handle);
-    Location location = Location::Decode(word);
-    if (!location.is_readable() || location.node != pool.arena_.node() ||
-        location.offset != offset_of(to, frame, buddy))
-      continue;
+    const std::optional<uint64_t> word =
+        handles_.LookupAt(handle, pool.arena_.node(), offset_of(to, frame, buddy));
+    if (!word.has_value()) continue;
+    Location location = Location::Decode(*word);
     location.offset = offset_of(from, frame, buddy);
     from->SetHandle(frame, buddy, handle);
-    if (publish(pool, to_shard, *this, from_shard, handle, word, location)) {
+    if (publish(pool, to_shard, *this, from_shard, handle, *word, location)) {
       to->SetHandle(frame, buddy, kMovedAway);
     } else {
       from->SetHandle(frame, buddy, kMovedAway);  // freed there: here, too, then
@@ -594,13 +580,12 @@ void ZbudPool::Putback(uint32_t number) {
 Status ZbudPool::Reclaim(uint64_t frame, ObjectEvictor& evictor) {
   const uint32_t number = static_cast<uint32_t>(frame / kFramesPerSpan);
   const uint32_t in_span = static_cast<uint32_t>(frame % kFramesPerSpan);
-  const SpanTag tag = number < arena_.span_count() ? arena_.tag(number) : SpanTag{};
-  if (tag.owner != FrameOwner::kZbud) return Error{Errc::kGone, 0, "a frame of zbud"};
-  Shard& shard = shards_[tag.size_class];
+  Shard* const shard = ShardAt(number);
+  if (shard == nullptr) return Error{Errc::kGone, 0, "a frame of zbud"};
   std::array<Handle, 2> handles;
   {
-    MutexLock lock(shard.mu);
-    Span* const span = FindLocked(shard, number);
+    MutexLock lock(shard->mu);
+    Span* const span = FindLocked(*shard, number);
     if (span == nullptr || span->IsEmpty(in_span)) return Error{Errc::kGone, 0, "objects in the frame"};
     if (span->isolated || span->pins != 0)
       return Error{Errc::kBusy, 0, "a frame that is being moved or used by I/O"};
@@ -615,7 +600,7 @@ Status ZbudPool::Reclaim(uint64_t frame, ObjectEvictor& evictor) {
     if (!handle.is_null() && !evictor.Evict(handle)) all = false;
   }
   if (!all) return Error{Errc::kBusy, 0, "an object that its owner keeps"};
-  TrimShard(shard, ~uint64_t{0});
+  TrimShard(*shard, ~uint64_t{0});
   return OkStatus();
 }
 

@@ -25,15 +25,15 @@ class ObjectEvictor {
 };
 
 // Idea: a frame holds two buddies at most, one from its start and one that ends at its end, in chunks of 64
-// bytes. Never denser
-//   than two to one, and never surprising: to vacate a frame, two objects have to go. Frames with one buddy
-//   are found by how many chunks are free in them, best fit first.
+//   bytes. Never denser than two to one, and never surprising: to vacate a frame, two objects have to go.
+//   Frames with one buddy are found by how many chunks are free in them, best fit first.
 // Trade-off: density for bounded work. For pools whose content is written back soon, and where latency
-// counts. Cost: 20 bytes per frame. Locks: one mutex per shard, no two at a time, no system call under them.
-// A thread stores into its CPU's shard; each has
-//   spans of its own.
-// Source: Linux mm/zbud.c (chunks, unbuddied lists). The kernel's handles were addresses, so its frames could
-// not move.
+//   counts.
+// Cost: 20 bytes per frame.
+// Locks: one mutex per shard, no two at a time, no system call under them. A thread stores into its CPU's
+//   shard; each has spans of its own.
+// Source: Linux mm/zbud.c (chunks, unbuddied lists). The kernel's handles were addresses, so its frames
+//   could not move.
 class ZbudPool final : public ObjectPool {
  public:
   static constexpr uint32_t kChunkBytes = 64;
@@ -94,9 +94,11 @@ class ZbudPool final : public ObjectPool {
 
   ZbudPool(FrameArena& arena, HandleTable& handles, Mapping span_table);
 
-  Shard& ShardOf(const Span& span) { return shards_[ShardIndex(span)]; }
-  static unsigned ShardIndex(const Span& span);
+  Shard& ShardOf(const Span& span);
   Span* SpanOf(uint64_t offset) const;
+  // The shard of what is in `span` at the moment, and the span under that shard's lock. Null: none of this
+  // pool any more.
+  Shard* ShardAt(uint32_t span);
   Span* FindLocked(const Shard& shard, uint32_t span) ZP_REQUIRES(shard.mu);
 
   ClaimOutcome ClaimLocked(Shard& shard, uint32_t length, Limits limits, Claim* claim) ZP_REQUIRES(shard.mu);

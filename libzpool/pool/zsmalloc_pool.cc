@@ -24,19 +24,6 @@ constexpr int kZspagesTried = 4;
 // Zspages are packed anew if that frees one of so many of their frames.
 constexpr uint64_t kMergeGain = 8;
 
-// The lowest run of set bits.
-struct Run {
-  uint32_t first;
-  uint32_t count;
-  uint64_t mask;
-};
-Run LowestRun(uint64_t frames) {
-  const uint32_t first = static_cast<uint32_t>(std::countr_zero(frames));
-  const uint32_t count = static_cast<uint32_t>(std::countr_one(frames >> first));
-  const uint64_t ones = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
-  return {first, count, ones << first};
-}
-
 }  // namespace
 
 Result<std::unique_ptr<ZsmallocPool>> ZsmallocPool::Create(FrameArena& arena, HandleTable& handles,
@@ -333,37 +320,17 @@ bool ZsmallocPool::DetachIfVacantLocked(SizeClass& c, Zspage* zspage) {
 }
 
 Status ZsmallocPool::PopulateClaim(SizeClass& c, const Claim& claim) {
-  ZP_TRY(PopulateFrames(claim.zspage->span(), claim.populate, false));
+  ZP_TRY(arena_.Populate(claim.zspage->span(), claim.populate));
   MutexLock lock(c.mu);
   claim.zspage->MarkPresent(claim.populate);
   return OkStatus();
-}
-
-Status ZsmallocPool::PopulateFrames(uint32_t span, uint64_t frames, bool fresh) {
-  const uint64_t base = uint64_t{span} * kFramesPerSpan;
-  for (uint64_t rest = frames; rest != 0;) {
-    const Run run = LowestRun(rest);
-    ZP_TRY(fresh ? arena_.PopulateFresh(base + run.first, run.count)
-                 : arena_.Populate(base + run.first, run.count));
-    rest &= ~run.mask;
-  }
-  return OkStatus();
-}
-
-void ZsmallocPool::PunchFrames(uint32_t span, uint64_t frames) {
-  const uint64_t base = uint64_t{span} * kFramesPerSpan;
-  for (uint64_t rest = frames; rest != 0;) {
-    const Run run = LowestRun(rest);
-    arena_.Punch(base + run.first, run.count);
-    rest &= ~run.mask;
-  }
 }
 
 uint64_t ZsmallocPool::FinishPunch(SizeClass& c, PunchBatch* batch) {
   uint64_t frames = 0;
   for (int i = 0; i < batch->count; ++i) {
     const PunchBatch::Item item = batch->items[static_cast<size_t>(i)];
-    PunchFrames(item.zspage->span(), item.frames);
+    arena_.Punch(item.zspage->span(), item.frames);
     bool vacant = false;
     {
       MutexLock lock(c.mu);
@@ -440,8 +407,8 @@ Result<uint32_t> ZsmallocPool::Reserve(const SpanShape& shape) {
   Zspage* const zspage = ZP_TRY(NewZspage(shape.size_class));
   Status got = Error{Errc::kNoMemory, 0, "frames for a migration"};
   if (arena_.TryTakeForMigration(count)) {
-    got = PopulateFrames(zspage->span(), shape.frames, true);
-    if (!got.ok()) PunchFrames(zspage->span(), shape.frames);
+    got = arena_.PopulateFresh(zspage->span(), shape.frames);
+    if (!got.ok()) arena_.Punch(zspage->span(), shape.frames);
   }
   if (!got.ok()) {
     {
@@ -489,7 +456,7 @@ bool ZsmallocPool::MoveObject(Zspage* from, uint32_t slot, ZsmallocPool& pool, Z
   pool.classes_[to->size_class()].Count(1, length);
   if (handles_.CompareExchangeLocation(handle, word, location.Encode())) {
     classes_[from->size_class()].Count(-1, -length);
-    from->SetHandle(slot, Zspage::kMovedAway);
+    from->SetHandle(slot, kMovedAway);
     return true;
   }
   pool.classes_[to->size_class()].Count(-1, -length);
@@ -538,7 +505,7 @@ MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t 
     for_each_slot([&](uint32_t, uint32_t to_slot) {
       if (packed != nullptr) ++*packed;
       to->Occupy(to_slot);
-      to->SetHandle(to_slot, Zspage::kMovedAway);
+      to->SetHandle(to_slot, kMovedAway);
       return true;
     });
     pool.CountIdleLocked(c, std::popcount(to->idle()) - idle_before);
@@ -551,40 +518,34 @@ MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t 
       return false;
     }
     const Handle handle = from->handle(slot);
-    if (handle.is_null()) return true;  // freed
-    const uint64_t word = handles_.Lookup(handle);
-    const Location location = Location::Decode(word);
-    // Freed, or freed and used again, or moved by another: nothing of it is here.
-    if (!location.is_readable() || location.node != arena_.node() || location.offset != from->OffsetOf(slot))
-      return true;
-    if (MoveObject(from, slot, pool, to, to_slot, handle, word)) {
+    const std::optional<uint64_t> word = handles_.LookupAt(handle, arena_.node(), from->OffsetOf(slot));
+    if (!word.has_value()) return true;
+    if (MoveObject(from, slot, pool, to, to_slot, handle, *word)) {
       ++result.objects;
-      result.bytes += location.length;
+      result.bytes += Location::Decode(*word).length;
     } else {
-      to->SetHandle(to_slot, Zspage::kMovedAway);
+      to->SetHandle(to_slot, kMovedAway);
     }
     return true;
   });
   if (result.outcome != MigrateOutcome::kAborted) return result;
   for_each_slot([&](uint32_t slot, uint32_t to_slot) {
-    if (from->handle(slot) != Zspage::kMovedAway) return true;
+    if (from->handle(slot) != kMovedAway) return true;
     const Handle handle = to->handle(to_slot);
-    const uint64_t word = handles_.Lookup(handle);
-    Location location = Location::Decode(word);
-    if (!location.is_readable() || location.node != pool.arena_.node() ||
-        location.offset != to->OffsetOf(to_slot))
-      return true;
+    const std::optional<uint64_t> word = handles_.LookupAt(handle, pool.arena_.node(), to->OffsetOf(to_slot));
+    if (!word.has_value()) return true;
+    Location location = Location::Decode(*word);
     const int64_t length = location.length;
     location.node = arena_.node();
     location.offset = from->OffsetOf(slot);
     from->SetHandle(slot, handle);
     classes_[from->size_class()].Count(1, length);
-    if (handles_.CompareExchangeLocation(handle, word, location.Encode())) {
+    if (handles_.CompareExchangeLocation(handle, *word, location.Encode())) {
       pool.classes_[to->size_class()].Count(-1, -length);
-      to->SetHandle(to_slot, Zspage::kMovedAway);
+      to->SetHandle(to_slot, kMovedAway);
     } else {
       classes_[from->size_class()].Count(-1, -length);
-      from->SetHandle(slot, Zspage::kMovedAway);  // freed there: here, too, then
+      from->SetHandle(slot, kMovedAway);  // freed there: here, too, then
     }
     return true;
   });
@@ -604,7 +565,7 @@ void ZsmallocPool::Putback(uint32_t span) {
     for (int at = zspage->HighestUsed(zspage->objects()); at >= 0;
          at = zspage->HighestUsed(static_cast<uint32_t>(at))) {
       const uint32_t slot = static_cast<uint32_t>(at);
-      if (zspage->handle(slot) == Zspage::kMovedAway) VacateLocked(c, zspage, slot);
+      if (zspage->handle(slot) == kMovedAway) VacateLocked(c, zspage, slot);
     }
     zspage->isolated = false;
     vacant = DetachIfVacantLocked(c, zspage);
@@ -622,12 +583,9 @@ void ZsmallocPool::Putback(uint32_t span) {
 
 bool ZsmallocPool::AddMoving(Zspage* from, uint32_t slot, const Claim& to, CompactBatch* batch) const {
   const Handle handle = from->handle(slot);
-  if (handle.is_null()) return false;
-  const uint64_t word = handles_.Lookup(handle);
-  const Location location = Location::Decode(word);
-  if (!location.is_readable() || location.node != arena_.node() || location.offset != from->OffsetOf(slot))
-    return false;
-  batch->objects[batch->count++] = {handle, word, slot, to};
+  const std::optional<uint64_t> word = handles_.LookupAt(handle, arena_.node(), from->OffsetOf(slot));
+  if (!word.has_value()) return false;
+  batch->objects[batch->count++] = {handle, *word, slot, to};
   return true;
 }
 

@@ -182,9 +182,6 @@ class ZsmallocPool final : public ObjectPool {
   uint64_t TrimClass(SizeClass& c);
   Result<Zspage*> NewZspage(uint32_t size_class);
   void DiscardZspage(Zspage* zspage);
-  // `fresh`: nobody else knows of the zspage yet.
-  Status PopulateFrames(uint32_t span, uint64_t frames, bool fresh);
-  void PunchFrames(uint32_t span, uint64_t frames);
 
   FrameArena& arena_;
   HandleTable& handles_;

@@ -97,7 +97,6 @@ class Zspage {
 
   // The object's handle; null for one that was just claimed and has none yet, kMovedAway for one whose slot
   // waits for Putback.
-  static constexpr Handle kMovedAway{~uint32_t{0}};
   Handle handle(uint32_t slot) const { return Handle(handles()[slot].load(std::memory_order_acquire)); }
   void SetHandle(uint32_t slot, Handle handle) {
     handles()[slot].store(handle.value(), std::memory_order_release);

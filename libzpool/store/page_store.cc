@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <initializer_list>
 #include <new>
 #include <optional>
 
@@ -163,7 +162,7 @@ uint32_t PageStore::object_bytes(Slot slot) const {
 
 uint64_t PageStore::Trim() {
   uint64_t frames = 0;
-  for (Node& node : nodes_) frames += node.zsmalloc->Trim() + node.zbud->Trim() + node.standby->Trim();
+  for (const Node& node : nodes_) frames += node.Trim();
   return frames;
 }
 
@@ -201,8 +200,7 @@ Status PageStore::MoveObject(Slot slot, NodeId to) {
   if (from.node == to) return OkStatus();
   const Node& source = MustFind(from.node);
   const Node& target = MustFind(to);
-  if (!target.accepts->load(std::memory_order_relaxed))
-    return Error{Errc::kNoMemory, 0, "a node that is closed"};
+  if (!NodeAccepts(to)) return Error{Errc::kNoMemory, 0, "a node that is closed"};
   const uint32_t span = static_cast<uint32_t>(from.offset / kSpanBytes);
   const FrameOwner kind = source.arena->tag(span).owner;
   const Error moving{Errc::kBusy, 0, "an object that is pinned or was just moved"};
@@ -249,9 +247,8 @@ NodeStats PageStore::node_stats(NodeId id) const {
   stats.pool_bytes = node.arena->frames_in_use() * kPageBytes;
   const uint64_t limit = node.arena->limit_frames();
   stats.capacity_bytes = limit > ~uint64_t{0} / kPageBytes / 2 ? ~uint64_t{0} : limit * kPageBytes;
-  stats.accepts = node.accepts->load(std::memory_order_relaxed);
-  for (const ObjectPool* pool :
-       std::initializer_list<const ObjectPool*>{node.zsmalloc.get(), node.zbud.get(), node.standby.get()}) {
+  stats.accepts = NodeAccepts(id);
+  for (const ObjectPool* pool : node.pools()) {
     const ObjectPoolStats its = pool->stats();
     stats.objects += its.objects;
     stats.stored_bytes += its.stored_bytes;
@@ -272,8 +269,7 @@ PoolStats PageStore::stats() const {
   stats.classes.resize(ZsmallocPool::kClassCount);
   for (const Node& node : nodes_) {
     stats.metadata_bytes += node.arena->metadata_bytes();
-    for (const ObjectPool* pool :
-         std::initializer_list<const ObjectPool*>{node.zsmalloc.get(), node.zbud.get(), node.standby.get()}) {
+    for (const ObjectPool* pool : node.pools()) {
       const ObjectPoolStats its = pool->stats();
       stats.metadata_bytes += its.metadata_bytes;
       stats.stored_pages += its.objects;
@@ -298,9 +294,7 @@ PoolStats PageStore::stats() const {
 
 void PageStore::DebugVerify() const {
   for (const Node& node : nodes_) {
-    node.zsmalloc->DebugVerify();
-    node.zbud->DebugVerify();
-    node.standby->DebugVerify();
+    for (const ObjectPool* pool : node.pools()) pool->DebugVerify();
   }
 }
 

@@ -1,6 +1,7 @@
 // The facade: pages in, slots out.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -134,6 +135,7 @@ class PageStore {
   const Topology& topology() const { return options_.topology; }
   // Whether new objects may go to the node. Others take what it refuses.
   void SetNodeAccepts(NodeId node, bool accepts);
+  bool NodeAccepts(NodeId node) const { return MustFind(node).accepts->load(std::memory_order_relaxed); }
   // What the node may hold, beside the capacity of all.
   void SetNodeCapacity(NodeId node, Bytes capacity);
   NodeStats node_stats(NodeId node) const;
@@ -162,7 +164,6 @@ class PageStore {
 
  private:
   friend class PageStoreTestPeer;
-
   friend class Compactor;
 
   struct Node {
@@ -173,6 +174,13 @@ class PageStore {
     std::unique_ptr<ZsmallocPool> standby;  // whole frames
     std::unique_ptr<std::atomic<bool>> accepts;
 
+    std::array<ObjectPool*, 3> pools() const { return {zsmalloc.get(), zbud.get(), standby.get()}; }
+    // Gives idle frames back; how many.
+    uint64_t Trim() const {
+      uint64_t frames = 0;
+      for (ObjectPool* pool : pools()) frames += pool->Trim();
+      return frames;
+    }
     // The pool that the object at `offset` lies in.
     ObjectPool& PoolAt(uint64_t offset) const {
       return PoolOf(arena->tag(static_cast<uint32_t>(offset / kSpanBytes)).owner);
