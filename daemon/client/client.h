@@ -204,6 +204,7 @@ class Client {
       ZP_EXCLUDES(meta_mu_);
   void CountRefusal(uint32_t result, uint64_t page) ZP_REQUIRES(evict_mu_);
   uint32_t SettledResult(uint32_t n);
+  bool CopyStaged(uint32_t n);
   void LoseStaged(zp::PageIndex page);
   void PutHome(uint32_t n, FaultScratch& scratch) ZP_EXCLUDES(meta_mu_);
   bool ReplaceStaging(uint32_t n, zp::Slot with) ZP_EXCLUDES(meta_mu_);

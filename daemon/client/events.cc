@@ -100,10 +100,7 @@ void Client::OverruleAgent() {
     for (uint64_t at = region.start; at < region.end; at += zp::kPageBytes) {
       const auto n = static_cast<uint32_t>((at - staging.start) / zp::kPageBytes);
       if (channel_->result(n) == wire::kCopied) continue;
-      std::array<std::byte, zp::kPageBytes> page;
-      if (!memory_.Read(at, page.data(), page.size())) continue;
-      channel_->SetPage(n, page.data());
-      channel_->SetCopied(n);
+      if (CopyStaged(n)) channel_->SetCopied(n);
     }
   }
 }

@@ -281,11 +281,16 @@ uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy)
 uint32_t Client::SettledResult(uint32_t n) {
   const uint32_t result = channel_->result(n);
   if (result != wire::kMoved) return result;
-  const uint64_t staged = ranges_.staging.start + uint64_t{n} * zp::kPageBytes;
+  return CopyStaged(n) ? uint32_t{wire::kCopied} : result;
+}
+
+// Puts what lies in slot n of staging into the ring.
+bool Client::CopyStaged(uint32_t n) {
   std::array<std::byte, zp::kPageBytes> page;
-  if (!memory_.Read(staged, page.data(), page.size())) return result;
+  if (!memory_.Read(ranges_.staging.start + uint64_t{n} * zp::kPageBytes, page.data(), page.size()))
+    return false;
   channel_->SetPage(n, page.data());
-  return wire::kCopied;
+  return true;
 }
 
 // A page that left the application and cannot be had from staging: lost, which is told (SIGBUS), never zero.
