@@ -17,6 +17,20 @@ class Fork : public UffdTest {
   Client& client() { return *a_.client; }
   App& app() { return *a_.app; }
 
+  // Thread 1 forks, and has returned from it while the fork is not applied; then thread 2 advises eight
+  // pages.
+  void AdviseBehindAFork(uint64_t at, int advice) {
+    Pauses::Get().Arm("event.taken");
+    app().Post(1, Op::kFork, {kChild});
+    Pauses::Get().WaitReached("event.taken");
+    ASSERT_TRUE(app().Wait(1));
+    app().Post(2, Op::kLibcMadvise, {I(at), 8 * kPage, advice});
+    EXPECT_FALSE(app().Wait(2, 300)) << "the advice took effect before the fork was applied";
+    Pauses::Get().Release("event.taken");
+    ASSERT_TRUE(app().Wait(2));
+    EXPECT_EQ(app().result(2), 0);
+  }
+
   World world_;
   Attached a_ = world_.Attach();
 };
@@ -126,16 +140,8 @@ TEST_F(Fork, WipeOnForkIsZeroInTheChild) {
 TEST_F(Fork, WipeThatBeginsBehindAForkIsNotItsChilds) {
   const uint64_t at = app().MapFilled(kPages);
   ASSERT_TRUE(EvictAll(a_, at, kPages));
-  Pauses::Get().Arm("event.taken");
   Pump pump(world_, a_.client);
-  app().Post(1, Op::kFork, {kChild});
-  Pauses::Get().WaitReached("event.taken");
-  ASSERT_TRUE(app().Wait(1));
-  app().Post(2, Op::kLibcMadvise, {I(at + 8 * kPage), 8 * kPage, MADV_WIPEONFORK});
-  EXPECT_FALSE(app().Wait(2, 300)) << "the advice took effect before the fork was applied";
-  Pauses::Get().Release("event.taken");
-  ASSERT_TRUE(app().Wait(2));
-  EXPECT_EQ(app().result(2), 0);
+  ASSERT_NO_FATAL_FAILURE(AdviseBehindAFork(at + 8 * kPage, MADV_WIPEONFORK));
   EXPECT_EQ(app().Call(kChild, Op::kCheck, {I(at), kPages, 1}), 0);
 }
 
@@ -143,16 +149,8 @@ TEST_F(Fork, WipeThatEndsBehindAForkIsStillItsChilds) {
   const uint64_t at = app().MapFilled(kPages);
   ASSERT_EQ(app().Syscall(1, SYS_madvise, {I(at + 8 * kPage), 8 * kPage, MADV_WIPEONFORK}), 0);
   ASSERT_TRUE(EvictAll(a_, at, kPages));
-  Pauses::Get().Arm("event.taken");
   Pump pump(world_, a_.client);
-  app().Post(1, Op::kFork, {kChild});
-  Pauses::Get().WaitReached("event.taken");
-  ASSERT_TRUE(app().Wait(1));
-  app().Post(2, Op::kLibcMadvise, {I(at + 8 * kPage), 8 * kPage, MADV_KEEPONFORK});
-  EXPECT_FALSE(app().Wait(2, 300)) << "the advice took effect before the fork was applied";
-  Pauses::Get().Release("event.taken");
-  ASSERT_TRUE(app().Wait(2));
-  EXPECT_EQ(app().result(2), 0);
+  ASSERT_NO_FATAL_FAILURE(AdviseBehindAFork(at + 8 * kPage, MADV_KEEPONFORK));
   EXPECT_EQ(app().Call(kChild, Op::kIsZero, {I(at + 8 * kPage), 8}), 0);
   EXPECT_EQ(app().Call(kChild, Op::kCheck, {I(at), 8, 1}), 0);
 }
