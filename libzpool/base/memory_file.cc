@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_READ 22  // Linux 5.14; older C libraries do not name them
@@ -28,6 +30,25 @@ Result<MemoryFile> MemoryFile::Create(const char* name, FileKind kind, uint32_t 
   file.mapping_ = ZP_TRY(Mapping::Shared(file.fd(), 0, bytes));
   ZP_TRY(file.Populate(0, kPageBytes));
   file.header() = FileHeader{kFileMagic, layout_version, static_cast<uint32_t>(kind), bytes, {}};
+  return file;
+}
+
+Result<MemoryFile> MemoryFile::Adopt(UniqueFd fd, FileKind kind, uint32_t layout_version) {
+  struct stat st {};
+  if (::fstat(fd.get(), &st) != 0) return ErrnoError("fstat of a file to recover");
+  const uint64_t bytes = static_cast<uint64_t>(st.st_size);
+  const Error invalid{Errc::kInvalid, 0, "a file to recover"};
+  if (!S_ISREG(st.st_mode) || st.st_size <= 0 || bytes % kPageBytes != 0) return invalid;
+  // Read, not mapped: the header may be a hole.
+  FileHeader header;
+  if (::pread(fd.get(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) return invalid;
+  if (header.magic != kFileMagic || header.kind != static_cast<uint32_t>(kind)) return invalid;
+  if (header.layout_version != layout_version)
+    return Error{Errc::kUnsupported, 0, "the layout version of a file to recover"};
+  if (header.file_bytes != bytes) return invalid;
+  MemoryFile file;
+  file.fd_ = std::move(fd);
+  file.mapping_ = ZP_TRY(Mapping::Shared(file.fd(), 0, bytes));
   return file;
 }
 

@@ -41,6 +41,11 @@ class MemoryFile {
   // behind.
   static Result<MemoryFile> Create(const char* name, FileKind kind, uint32_t layout_version, uint64_t bytes);
 
+  // Takes over a file that another process made. kUnsupported: it is one of this kind in another layout
+  // version; kInvalid: it is none, or not as long as it says. The descriptor is closed then. Of what follows
+  // the header nothing is known: any page may be a hole, and touching one that is takes memory.
+  static Result<MemoryFile> Adopt(UniqueFd fd, FileKind kind, uint32_t layout_version);
+
   int fd() const { return fd_.get(); }
   std::byte* data() const { return mapping_.data(); }
   uint64_t size() const { return mapping_.size(); }

@@ -112,6 +112,35 @@ TEST(MemoryFile, PopulatesAndPunches) {
   EXPECT_EQ(file.data()[8192], std::byte{0});
 }
 
+TEST(MemoryFile, IsTakenOverFromItsDescriptor) {
+  MemoryFile file = MemoryFile::Create("test", FileKind::kHandles, 3, 1 << 20).value();
+  ASSERT_TRUE(file.Populate(8192, 4096).ok());
+  file.data()[8192] = std::byte{9};
+  const auto adopt = [&](FileKind kind, uint32_t version) {
+    return MemoryFile::Adopt(UniqueFd(dup(file.fd())), kind, version);
+  };
+  {
+    const MemoryFile again = adopt(FileKind::kHandles, 3).value();
+    EXPECT_EQ(again.size(), file.size());
+    EXPECT_EQ(again.data()[8192], std::byte{9});
+    EXPECT_NE(again.fd(), file.fd());
+  }
+  EXPECT_EQ(adopt(FileKind::kFrames, 3).error().code, Errc::kInvalid);
+  EXPECT_EQ(adopt(FileKind::kHandles, 2).error().code, Errc::kUnsupported);
+  file.header().magic ^= 1;
+  EXPECT_EQ(adopt(FileKind::kHandles, 2).error().code, Errc::kInvalid) << "no file of ours at all";
+  file.header().magic ^= 1;
+  ASSERT_EQ(ftruncate(file.fd(), 1 << 19), 0);
+  EXPECT_EQ(adopt(FileKind::kHandles, 3).error().code, Errc::kInvalid);
+  ASSERT_EQ(ftruncate(file.fd(), (1 << 20) + 4096), 0);
+  EXPECT_EQ(adopt(FileKind::kHandles, 3).error().code, Errc::kInvalid);
+  EXPECT_EQ(MemoryFile::Adopt(CreateMemfd("test", 0).value(), FileKind::kHandles, 3).error().code,
+            Errc::kInvalid);
+  EXPECT_EQ(MemoryFile::Adopt(CreateMemfd("test", 4096).value(), FileKind::kHandles, 3).error().code,
+            Errc::kInvalid);
+  EXPECT_FALSE(MemoryFile::Adopt(UniqueFd(), FileKind::kHandles, 3).ok());
+}
+
 TEST(MemoryFile, PopulatesFreshPagesInStepsAndLeavesTheOthersAlone) {
   MemoryFile file = MemoryFile::Create("test", FileKind::kFrames, 1, 1 << 20).value();
   // More than one step, and not a whole number of them.
