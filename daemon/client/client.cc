@@ -72,7 +72,7 @@ Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch)
     {
       zp::ReaderLock lock(meta_mu_);
       index_.ForEach(from, PageIndex(zp::kPageIndexLimit), [&](PageIndex page, Slot slot) {
-        if (slot.is_stored()) pages.push_back(page);
+        if (slot.is_stored() || slot.is_filling()) pages.push_back(page);
         return pages.size() < kBite;
       });
     }
@@ -88,8 +88,13 @@ Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch)
       {
         zp::ReaderLock lock(meta_mu_);
         const Slot slot = index_.Get(page);
-        if (!slot.is_stored()) continue;
-        outcome = Fill(page, slot, FaultScratch::kMaxRun, scratch);
+        if (slot.is_filling()) {
+          outcome = ResolveOutcome::kRequeue;  // a fault has it; it goes home, or is stored again
+        } else if (slot.is_stored()) {
+          outcome = Fill(page, slot, FaultScratch::kMaxRun, scratch);
+        } else {
+          continue;
+        }
       }
       if (outcome == ResolveOutcome::kGone) return result;
       if (outcome == ResolveOutcome::kRequeue) std::this_thread::sleep_for(std::chrono::microseconds(50));

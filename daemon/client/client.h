@@ -154,7 +154,7 @@ class Client {
 
  private:
   enum BusyKind : uint8_t { kFilling = 1, kStaging = 2 };
-  // The payload of kStaging is the batch's slot; kFilling has none.
+  // The payload of both is the batch's slot.
   static_assert(wire::kRingSlots - 1 <= zp::Slot::kMaxBusyPayload && kStaging <= zp::Slot::kMaxBusyKind);
 
   Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,

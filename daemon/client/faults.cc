@@ -43,7 +43,7 @@ ResolveOutcome Client::Resolve(const Fault& fault, FaultScratch& scratch) {
     } else if (slot.is_stored()) {
       outcome = Fill(page, slot, ReadAheadWindow(fault.tid, page), scratch);
       if (outcome == ResolveOutcome::kResolved) heat_.Touch(fault.address);
-    } else if (slot.busy_kind() == kStaging) {
+    } else if (slot.is_busy() && slot.busy_kind() == kStaging) {
       outcome = FillFromStaging(page, slot, scratch);
     }
     // Filling: another thread is at it. It may yet have to give up, so the address stays with us, too.
@@ -123,7 +123,6 @@ ResolveOutcome Client::ZeroFill(PageIndex page, const Fault& fault) {
 // Gives back the page of `slot`, and up to `window` - 1 stored pages behind it in the same COPY.
 ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScratch& scratch) {
   std::array<Slot, FaultScratch::kMaxRun> taken;
-  const Slot filling = Slot::Busy(kFilling, 0);
   const uint64_t wanted = std::min<uint64_t>(window, FaultScratch::kMaxRun);
   uint64_t run = 0;
   bool corrupt = false;
@@ -131,10 +130,10 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
     const PageIndex at = page + PageCount(run);
     const Slot now = run == 0 ? slot : index_.Get(at);
     if (!now.is_stored()) break;
-    if (index_.CompareExchange(at, now, filling) != Exchange::kDone) break;
+    if (index_.CompareExchange(at, now, now.Filling()) != Exchange::kDone) break;
     if (services_.store.Load(now, PageOf(scratch, run), scratch.codec) != zp::LoadOutcome::kLoaded) {
       corrupt = run == 0;
-      (void)index_.CompareExchange(at, filling, now);
+      (void)index_.CompareExchange(at, now.Filling(), now);
       break;
     }
     taken[run++] = now;
@@ -165,7 +164,8 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
   }
   for (uint64_t i = 0; i < run; ++i) {
     const Slot next = i < home ? Slot::Empty() : taken[i];
-    (void)index_.CompareExchange(page + PageCount(i), filling, next);  // ours alone while it is filling
+    // Ours alone while it is filling.
+    (void)index_.CompareExchange(page + PageCount(i), taken[i].Filling(), next);
     if (i < home) Forget(taken[i]);
   }
   // Who waits for a page of the run that was put back has to ask again.
@@ -202,7 +202,7 @@ ResolveOutcome Client::FillFromStaging(PageIndex page, Slot slot, FaultScratch& 
 // Sends the first page of `scratch.run` home as the content of a slot in staging. kResolved with the slot as
 // it was: the kernel refused, and the waiting thread was told to ask again.
 ResolveOutcome Client::GiveStaged(PageIndex page, Slot slot, FaultScratch& scratch) {
-  const Slot filling = Slot::Busy(kFilling, 0);
+  const Slot filling = Slot::Busy(kFilling, slot.busy_payload());
   if (index_.CompareExchange(page, slot, filling) != Exchange::kDone) return ResolveOutcome::kRequeue;
   const CopyResult result = uffd_.Copy(page.address(), scratch.run.data(), 1);
   const bool home = result.outcome == CopyOutcome::kCopied || result.outcome == CopyOutcome::kAlreadyPresent;

@@ -6,8 +6,8 @@
 namespace zp {
 namespace {
 
-// 2: words of 32 bits. (1: of 64 bits.)
-constexpr uint32_t kIndexLayoutVersion = 2;
+// 3: slots that are filling. (2: words of 32 bits, 1: of 64.)
+constexpr uint32_t kIndexLayoutVersion = 3;
 // 512 nodes are 128 KiB, and exactly a page of words about them.
 constexpr uint32_t kGrowNodes = 512;
 static_assert(kGrowNodes * sizeof(uint64_t) == kPageBytes && kGrowNodes * kIndexNodeBytes % kPageBytes == 0);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "libzpool/base/fd.h"
 #include "libzpool/base/memory_file.h"
 #include "libzpool/base/mutex.h"
 #include "libzpool/base/result.h"
@@ -38,6 +39,12 @@ class IndexArena {
 
   // kInvalid: more nodes than can be numbered.
   static Result<std::unique_ptr<IndexArena>> Create(uint32_t max_nodes = kDefaultMaxNodes);
+  // The nodes that lie in `fd`, whose process is gone. Then each tree is recovered (OffsetIndex::Recover),
+  // then FinishRecovery is called; until then nothing else may be done with the arena or the trees but to
+  // read them. Errors: as PageStore::Recover.
+  static Result<std::unique_ptr<IndexArena>> Recover(UniqueFd fd);
+  // Lets the nodes be used again that no recovered tree has reached.
+  void FinishRecovery();
   IndexArena(const IndexArena&) = delete;
   IndexArena& operator=(const IndexArena&) = delete;
 

@@ -4,6 +4,8 @@
 #include <new>
 #include <utility>
 
+#include "libzpool/base/pause_point.h"
+
 namespace zp {
 
 struct OffsetIndex::Sink {
@@ -11,6 +13,7 @@ struct OffsetIndex::Sink {
   PageStore* store;
 
   void Take(Slot slot) const {
+    slot = slot.Settled();
     if (collected != nullptr) {
       collected->push_back(slot);
     } else {
@@ -19,10 +22,10 @@ struct OffsetIndex::Sink {
   }
 };
 
-Result<OffsetIndex> OffsetIndex::Create(IndexArena& arena, PageStore& store) {
-  std::unique_ptr<State> state(new (std::nothrow) State);
+Result<OffsetIndex> OffsetIndex::Create(IndexArena& arena, PageStore& store, std::atomic<uint32_t>* root) {
+  std::unique_ptr<State> state(new (std::nothrow) State(root));
   if (state == nullptr) return Error{Errc::kNoMemory, 0, "offset index"};
-  state->root.store(ZP_TRY(arena.Allocate()), std::memory_order_release);
+  state->root->store(ZP_TRY(arena.Allocate()), std::memory_order_release);
   return OffsetIndex(arena, store, std::move(state));
 }
 
@@ -31,7 +34,11 @@ OffsetIndex::OffsetIndex(IndexArena& arena, PageStore& store, std::unique_ptr<St
 
 OffsetIndex::~OffsetIndex() {
   if (state_ == nullptr) return;
-  DropSubtree(state_->root.load(std::memory_order_acquire), kLevels - 1, Sink{nullptr, store_});
+  const uint32_t node = state_->root->load(std::memory_order_acquire);
+  if (node == 0) return;
+  state_->root->store(0, std::memory_order_release);
+  ZP_PAUSE_POINT("index.unlinked");
+  DropSubtree(node, kLevels - 1, Sink{nullptr, store_});
 }
 
 OffsetIndex::OffsetIndex(OffsetIndex&&) noexcept = default;
@@ -50,10 +57,10 @@ Slot OffsetIndex::Get(PageIndex page) const {
   if (page.value() >= kPageIndexLimit) return Slot::Empty();
   for (;;) {
     const uint64_t sequence = state_->sequence.load(std::memory_order_acquire);
-    uint32_t node = state_->root.load(std::memory_order_acquire);
+    uint32_t node = state_->root->load(std::memory_order_acquire);
     uint32_t word = 0;
     bool sane = true;
-    for (unsigned level = kLevels; level-- > 0;) {
+    for (unsigned level = node == 0 ? 0 : kLevels; level-- > 0;) {
       sane = arena_->InBounds(node);
       if (!sane) break;
       word = arena_->words(node)[IndexAt(page.value(), level)].load(std::memory_order_acquire);
@@ -123,11 +130,16 @@ Status OffsetIndex::Rekey(PageIndex from, PageIndex to, PageCount n) {
       std::atomic<uint32_t>* const target_leaf = PrivateLeafFast(target.value());
       std::atomic<uint32_t>* const source_leaf = PrivateLeafFast(page.value());
       ZP_CHECK(target_leaf != nullptr && source_leaf != nullptr, "a path made for rekey is gone");
-      uint32_t empty = 0;
-      ZP_CHECK(target_leaf[IndexAt(target.value(), 0)].compare_exchange_strong(empty, slot.raw(),
-                                                                               std::memory_order_acq_rel),
-               "rekey onto a page that is there");
+      uint32_t there = 0;
+      const bool moves = target_leaf[IndexAt(target.value(), 0)].compare_exchange_strong(
+          there, slot.raw(), std::memory_order_acq_rel);
+      ZP_CHECK(moves || there == slot.raw(), "rekey onto a page that is there");
+      ZP_PAUSE_POINT("rekey.published");
       source_leaf[IndexAt(page.value(), 0)].store(0, std::memory_order_release);
+      if (!moves) {  // it had arrived before a crash, and is counted twice
+        Count(slot, -1);
+        store_->Release(slot.Settled());
+      }
       if (slot.is_handle() && store_->refs(slot) == 1) {
         store_->SetOwner(slot, Owner{store_->GetOwner(slot).client, target});
       }
@@ -138,18 +150,19 @@ Status OffsetIndex::Rekey(PageIndex from, PageIndex to, PageCount n) {
   return OkStatus();
 }
 
-Result<OffsetIndex> OffsetIndex::Clone() {
-  std::unique_ptr<State> state(new (std::nothrow) State);
+Result<OffsetIndex> OffsetIndex::Clone(std::atomic<uint32_t>* root) {
+  std::unique_ptr<State> state(new (std::nothrow) State(root));
   if (state == nullptr) return Error{Errc::kNoMemory, 0, "offset index"};
-  const uint32_t node = state_->root.load(std::memory_order_acquire);
-  arena_->AddRef(node);
-  state->root.store(node, std::memory_order_release);
   state->maybe_shared.store(true, std::memory_order_release);
   state_->maybe_shared.store(true, std::memory_order_release);
   for (unsigned kind = 0; kind < kKinds; ++kind) {
     state->counts[kind].store(state_->counts[kind].load(std::memory_order_relaxed),
                               std::memory_order_relaxed);
   }
+  const uint32_t node = state_->root->load(std::memory_order_acquire);
+  if (node != 0) arena_->AddRef(node);
+  ZP_PAUSE_POINT("index.clone");
+  state->root->store(node, std::memory_order_release);
   return OffsetIndex(*arena_, *store_, std::move(state));
 }
 
@@ -160,14 +173,15 @@ OffsetIndex::Counts OffsetIndex::counts() const {
 
 uint64_t OffsetIndex::stored() const {
   const Counts now = counts();
-  return now.handles + now.same_filled;
+  return now.handles + now.same_filled + now.lost;
 }
 
 unsigned OffsetIndex::KindOf(Slot slot) {
+  if (slot.is_busy()) return 4;
+  slot = slot.Settled();
   if (slot.is_same_filled()) return 1;
   if (slot.is_handle()) return 2;
-  if (slot.is_standby()) return 3;
-  return slot.is_busy() ? 4 : 0;
+  return slot.is_lost() ? 3 : 0;
 }
 
 void OffsetIndex::Count(Slot slot, int64_t delta) {
@@ -180,7 +194,7 @@ std::atomic<uint32_t>* OffsetIndex::PrivateLeafFast(uint64_t page) const {
   const bool maybe_shared = state_->maybe_shared.load(std::memory_order_acquire);
   const uint64_t sequence = state_->sequence.load(std::memory_order_acquire);
   if ((sequence & 1) != 0) return nullptr;
-  uint32_t node = state_->root.load(std::memory_order_acquire);
+  uint32_t node = state_->root->load(std::memory_order_acquire);
   for (unsigned level = kLevels; level-- > 0;) {
     if (!arena_->InBounds(node)) return nullptr;
     if (maybe_shared && arena_->refs(node) != 1) return nullptr;
@@ -215,9 +229,9 @@ Result<std::atomic<uint32_t>*> OffsetIndex::PrivateLeaf(uint64_t page, Memory me
 }
 
 Result<uint32_t> OffsetIndex::MakePrivate(uint64_t page, Memory memory, Retired* retired) {
-  std::atomic<uint32_t>* parent = nullptr;  // the word that names `node`; null for the root
-  uint32_t node = state_->root.load(std::memory_order_acquire);
+  Link link = Link::Root(state_->root);
   for (unsigned level = kLevels; level-- > 0;) {
+    const uint32_t node = link.node();
     uint32_t ours = node;
     if (node == 0) {
       ours = ZP_TRY(AllocateNode(memory));
@@ -227,15 +241,12 @@ Result<uint32_t> OffsetIndex::MakePrivate(uint64_t page, Memory memory, Retired*
       retired->nodes[retired->count++] = node;
     }
     if (ours != node) {
-      if (parent == nullptr) {
-        state_->root.store(ours, std::memory_order_release);
-      } else {
-        parent->store(ChildWord(ours), std::memory_order_release);
-      }
+      ZP_PAUSE_POINT("index.node_made");
+      link.Set(ours);
+      ZP_PAUSE_POINT("index.node_linked");
     }
     if (level == 0) return ours;
-    parent = &arena_->words(ours)[IndexAt(page, level)];
-    node = ChildOf(parent->load(std::memory_order_acquire));
+    link = Link::Inner(&arena_->words(ours)[IndexAt(page, level)]);
   }
   __builtin_unreachable();
 }
@@ -251,7 +262,7 @@ Result<uint32_t> OffsetIndex::CopyNode(uint32_t node, unsigned level, Memory mem
       arena_->AddRef(ChildOf(word));
     } else {
       const Slot slot = Slot::FromRaw(word);
-      ZP_DCHECK(slot.is_stored(), "busy or standby slot in a leaf that clones share");
+      ZP_DCHECK(slot.is_stored(), "busy or filling slot in a leaf that clones share");
       if (memory == Memory::kReserved) {
         store_->RefOrPin(slot);
       } else if (const Status status = store_->Ref(slot); !status.ok()) {
@@ -276,7 +287,8 @@ bool OffsetIndex::NextLeaf(uint64_t from, uint64_t end, Leaf* leaf) const {
   end = std::min(end, kPageIndexLimit);
   for (uint64_t page = from; page < end;) {
     const uint64_t sequence = state_->sequence.load(std::memory_order_acquire);
-    uint32_t node = state_->root.load(std::memory_order_acquire);
+    uint32_t node = state_->root->load(std::memory_order_acquire);
+    if (node == 0) return false;
     uint64_t next = page;
     bool sane = true;
     for (unsigned level = kLevels; level-- > 0;) {
@@ -333,18 +345,27 @@ void OffsetIndex::CountSubtree(uint32_t node, unsigned level, int64_t delta) {
   }
 }
 
-uint32_t OffsetIndex::DropWithin(uint32_t node, unsigned level, uint64_t base, uint64_t begin, uint64_t end,
-                                 const Sink& sink) {
+// A link is changed before what it named is given up: who gives up a node's last reference lets others use
+// it.
+void OffsetIndex::DropWithin(const Link& link, unsigned level, uint64_t base, uint64_t begin, uint64_t end,
+                             const Sink& sink) {
+  const uint32_t node = link.node();
   const uint64_t pages = PagesBelow(level);
   // The root stays, whatever is dropped.
-  if (begin <= base && end >= base + pages && level < kLevels - 1) {
+  const bool is_root = level == kLevels - 1;
+  if (begin <= base && end >= base + pages && !is_root) {
+    link.Set(0);
+    ZP_PAUSE_POINT("index.unlinked");
     CountSubtree(node, level, -1);
     DropSubtree(node, level, sink);
-    return 0;
+    return;
   }
   uint32_t ours = node;
   if (arena_->OrderedRefs(node) != 1) {
     ours = CopyNode(node, level, Memory::kReserved).value();
+    ZP_PAUSE_POINT("index.node_made");
+    link.Set(ours);
+    ZP_PAUSE_POINT("index.node_linked");
     DropSubtree(node, level, sink);
   }
   std::atomic<uint32_t>* const words = arena_->words(ours);
@@ -357,25 +378,26 @@ uint32_t OffsetIndex::DropWithin(uint32_t node, unsigned level, uint64_t base, u
     if (level == 0) {
       const Slot slot = Slot::FromRaw(word);
       words[i].store(0, std::memory_order_release);
+      ZP_PAUSE_POINT("index.slot_dropped");
       Count(slot, -1);
       sink.Take(slot);
       continue;
     }
-    const uint32_t child = DropWithin(ChildOf(word), level - 1, base + i * step, begin, end, sink);
-    words[i].store(child == 0 ? 0 : ChildWord(child), std::memory_order_release);
+    DropWithin(Link::Inner(&words[i]), level - 1, base + i * step, begin, end, sink);
   }
-  if (level == kLevels - 1) return ours;
+  if (is_root) return;
   for (unsigned i = 0; i < kIndexFanout; ++i) {
-    if (words[i].load(std::memory_order_relaxed) != 0) return ours;
+    if (words[i].load(std::memory_order_relaxed) != 0) return;
   }
+  link.Set(0);
+  ZP_PAUSE_POINT("index.unlinked");
   DropSubtree(ours, level, sink);
-  return 0;
 }
 
 void OffsetIndex::DropRangeTo(uint64_t begin, uint64_t end, const Sink& sink) {
-  if (begin >= end) return;
-  const uint32_t node = state_->root.load(std::memory_order_acquire);
-  state_->root.store(DropWithin(node, kLevels - 1, 0, begin, end, sink), std::memory_order_release);
+  const Link root = Link::Root(state_->root);
+  if (begin >= end || root.node() == 0) return;
+  DropWithin(root, kLevels - 1, 0, begin, end, sink);
 }
 
 }  // namespace zp

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "libzpool/index/index_arena.h"
 #include "libzpool/index/slot.h"
 #include "libzpool/store/page_store.h"
+#include "libzpool/store/recovery_stats.h"
 
 namespace zp {
 
@@ -35,8 +37,11 @@ namespace zp {
 //   everybody else out (held exclusively). Indexes that share nodes need no lock between them.
 // Locks: structure_mu, taken where a path is made or un-shared; below it only the arena's and the store's
 //   Ref, which are leaves. No object is freed under it.
-// Ownership: a handle slot in the tree is one reference to its object. CompareExchange moves references:
-//   `desired`'s goes into the tree, `expected`'s comes out to the caller.
+// Ownership: a handle slot in the tree, filling or not, is one reference to its object. CompareExchange moves
+//   references: `desired`'s goes into the tree, `expected`'s comes out to the caller.
+// A crash, at any instruction, leaves a tree that Recover can read, since the word that names a node, or the
+//   root, is written before what it named is given up, and after what it names is complete. References are
+//   not read then, but counted anew.
 // Failure: kNoMemory leaves every slot as it was; empty nodes may have been added.
 //
 // How a lookup can do without locks though nodes are un-shared and freed: un-sharing makes `sequence` odd,
@@ -51,9 +56,25 @@ class OffsetIndex {
     kNoMemory,  // it is unchanged; the path could not be made or un-shared
   };
 
-  // An empty index. Both must outlive it. kNoMemory: nothing was made.
-  static Result<OffsetIndex> Create(IndexArena& arena, PageStore& store);
-  // Releases all that is in it. Busy and standby slots are forgotten: their owner settles them before.
+  // An empty index. Arena and store must outlive it. `root`, if not null, is where the number of the root's
+  // node is kept, by which a successor finds the tree: a word of 0 in memory that outlives the process, and
+  // outlives the index; it is 0 again when the index is destroyed. kNoMemory: nothing was made.
+  static Result<OffsetIndex> Create(IndexArena& arena, PageStore& store,
+                                    std::atomic<uint32_t>* root = nullptr);
+
+  // The tree under *root, which survived the process that made it; an empty one if the word is 0. Arena and
+  // store are being recovered. Counts the tree's references to nodes and objects. What makes no sense is
+  // dropped: a slot whose object is gone becomes Slot::Lost(), or its filling form if it was filling; a word
+  // that is no slot becomes Slot::Lost(); a branch that is none is cut off.
+  // unsettled(page, slot), if given, for each slot that is filling or busy, in order: the caller settles them
+  // by CompareExchange when the recovery is finished. It must not change the index. (Trees that share a leaf
+  // have no such slots in it: there they are settled here, a filling one as stored, a busy one as lost.)
+  // kNoMemory: of the kernel. Then, and after a crash in the middle, all is recovered anew from the files.
+  using Unsettled = std::function<void(PageIndex page, Slot slot)>;
+  static Result<OffsetIndex> Recover(IndexArena& arena, PageStore& store, std::atomic<uint32_t>* root,
+                                     const Unsettled& unsettled, RecoveryStats* stats);
+
+  // Releases all that is in it. Busy slots are forgotten: their owner settles them before.
   ~OffsetIndex();
   OffsetIndex(OffsetIndex&&) noexcept;
   OffsetIndex& operator=(OffsetIndex&&) noexcept;
@@ -71,19 +92,24 @@ class OffsetIndex {
   Exchange CompareExchange(PageIndex page, Slot expected, Slot desired);
 
   // Empties [begin, end) and appends what was in it and is the caller's now: one entry per slot that no clone
-  // shares, to be given to PageStore::Release when locks are dropped. Subtrees that are absent cost nothing;
-  // nodes that become empty are freed. Cannot fail (see IndexArena::AllocateReserved), but for the vector.
+  // shares, filling ones as what they are filled from, to be given to PageStore::Release when locks are
+  // dropped. Subtrees that are absent cost nothing; nodes that become empty are freed. Cannot fail (see
+  // IndexArena::AllocateReserved), but for the vector. After a crash in the middle it is called again.
   void DropRange(PageIndex begin, PageIndex end, std::vector<Slot>* dropped);
 
   // Moves the slots of [from, from+n) to [to, to+n), which must be empty and must not overlap the source.
-  // Objects that nobody else shares have the page in their owner word changed. Busy and standby slots move as
+  // Objects that nobody else shares have the page in their owner word changed. Busy and filling slots move as
   // they are; their owner follows. kNoMemory: every slot is at its old place; empty nodes may be left behind.
+  // After a crash in the middle the same call is made again, when the recovery is finished and before
+  // anything else is done to either range: a slot may then be at both places, and the target's stays. (Each
+  // is published at the target before it is cleared at the source. Recovery has counted a reference for both;
+  // one is given back.)
   Status Rekey(PageIndex from, PageIndex to, PageCount n);
 
-  // A second index with the same content, in constant time. There must be no busy or standby slot (checked in
-  // debug builds when a leaf is copied), since those are not counted by reference. Owner words keep naming
-  // this index's client.
-  Result<OffsetIndex> Clone();
+  // A second index with the same content, in constant time. There must be no busy or filling slot (checked in
+  // debug builds when a leaf is copied), since those belong to one thread of one index. Owner words keep
+  // naming this index's client. `root` as for Create: it is written last, and with that the clone exists.
+  Result<OffsetIndex> Clone(std::atomic<uint32_t>* root = nullptr);
 
   // fn(PageIndex, Slot) for each slot of [begin, end) that is not empty, in order. fn returns nothing, or a
   // bool: false ends the walk. Each leaf is one consistent look; fn is called without locks and may change
@@ -107,18 +133,16 @@ class OffsetIndex {
     }
   }
 
-  // Slots by what they hold.
+  // Slots by what they hold; a filling one counts as what it is filled from.
   struct Counts {
     uint64_t handles = 0;
     uint64_t same_filled = 0;
-    uint64_t standby = 0;
+    uint64_t lost = 0;
     uint64_t busy = 0;
   };
   Counts counts() const;
-  // Pages whose bytes are with the store: handles and same-filled.
+  // Pages whose bytes are with the store, or should be: all but busy ones.
   uint64_t stored() const;
-  // The root's number, by which a successor finds the tree.
-  uint32_t root() const { return state_->root.load(std::memory_order_acquire); }
 
  private:
   static constexpr unsigned kLevels = 8;
@@ -131,8 +155,10 @@ class OffsetIndex {
 
   // Apart, so that the index can be moved.
   struct State {
-    // The root's node number.
-    std::atomic<uint32_t> root{0};
+    explicit State(std::atomic<uint32_t>* its_root) : root(its_root != nullptr ? its_root : &own_root) {}
+    // The root's node number; 0: there is none yet, and nothing is in the index.
+    std::atomic<uint32_t>* const root;
+    std::atomic<uint32_t> own_root{0};
     // Odd while a path is being un-shared.
     std::atomic<uint64_t> sequence{0};
     // Whether a node may be shared at all: false until the first clone, and then all checks for it are
@@ -155,6 +181,23 @@ class OffsetIndex {
   // What DropRange and the destructor do with a slot that they own.
   struct Sink;
   enum class Memory { kMayFail, kReserved };
+  // The word that names a node: a number in a root, a tagged one in a parent.
+  class Link {
+   public:
+    static Link Root(std::atomic<uint32_t>* word) { return Link(word, 0, 0); }
+    static Link Inner(std::atomic<uint32_t>* word) { return Link(word, Slot::kTagBits, kChildTag); }
+    uint32_t node() const { return word_->load(std::memory_order_acquire) >> shift_; }
+    // 0: none.
+    void Set(uint32_t node) const {
+      word_->store(node == 0 ? 0 : (node << shift_) | tag_, std::memory_order_release);
+    }
+
+   private:
+    Link(std::atomic<uint32_t>* word, unsigned shift, uint32_t tag) : word_(word), shift_(shift), tag_(tag) {}
+    std::atomic<uint32_t>* word_;
+    unsigned shift_;
+    uint32_t tag_;
+  };
 
   OffsetIndex(IndexArena& arena, PageStore& store, std::unique_ptr<State> state);
 
@@ -162,7 +205,6 @@ class OffsetIndex {
     return (page >> (level * kIndexFanoutBits)) & (kIndexFanout - 1);
   }
   static uint64_t PagesBelow(unsigned level) { return uint64_t{1} << ((level + 1) * kIndexFanoutBits); }
-  static uint32_t ChildWord(uint32_t node) { return (node << Slot::kTagBits) | kChildTag; }
   static uint32_t ChildOf(uint32_t word) { return word >> Slot::kTagBits; }
   static unsigned KindOf(Slot slot);
   void Count(Slot slot, int64_t delta);
@@ -181,9 +223,10 @@ class OffsetIndex {
   // Gives up one reference to a subtree; what was in nodes that are freed goes to the sink.
   void DropSubtree(uint32_t node, unsigned level, const Sink& sink);
   void CountSubtree(uint32_t node, unsigned level, int64_t delta);
-  // Returns the node that takes the place of `node`: itself, a private copy, or 0 if nothing is left of it.
-  uint32_t DropWithin(uint32_t node, unsigned level, uint64_t base, uint64_t begin, uint64_t end,
-                      const Sink& sink);
+  // Empties the part of [begin, end) that lies under the node that `link` names. The link then names the
+  // node, a private copy of it, or, if nothing is left, none.
+  void DropWithin(const Link& link, unsigned level, uint64_t base, uint64_t begin, uint64_t end,
+                  const Sink& sink);
   void DropRangeTo(uint64_t begin, uint64_t end, const Sink& sink);
 
   IndexArena* arena_;

@@ -75,6 +75,9 @@ static_assert(1u << Location::kCodecBits == kCodecIdLimit);
 struct Owner {
   uint32_t client = 0;
   PageIndex page;
+  // Whose bytes these are, across clones: a number that only those know who may load them. It is not in the
+  // word; the store mixes it into the page's checksum, see PageStore::Load.
+  uint32_t domain = 0;
 
   static constexpr unsigned kClientBits = 64 - kPageIndexBits;
   static constexpr uint32_t kClientLimit = uint32_t{1} << kClientBits;
@@ -83,7 +86,7 @@ struct Owner {
     return (uint64_t{client} << kPageIndexBits) | (page.value() & (kPageIndexLimit - 1));
   }
   static constexpr Owner Decode(uint64_t word) {
-    return Owner{static_cast<uint32_t>(word >> kPageIndexBits), PageIndex(word & (kPageIndexLimit - 1))};
+    return Owner{static_cast<uint32_t>(word >> kPageIndexBits), PageIndex(word & (kPageIndexLimit - 1)), 0};
   }
   friend constexpr bool operator==(const Owner&, const Owner&) = default;
 };

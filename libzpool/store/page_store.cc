@@ -20,6 +20,14 @@ uint64_t MaxHandles(Bytes capacity) {
   return std::max(capacity.value() / kSmallestAverageBytes, kAtLeast);
 }
 
+// What is xor-ed into the checksums of a domain's pages: one to one, and nothing for domain 0. (The finalizer
+// of MurmurHash3: numbers that differ in a bit differ in half of them.)
+uint32_t DomainMix(uint32_t domain) {
+  domain = (domain ^ (domain >> 16)) * 0x85ebca6b;
+  domain = (domain ^ (domain >> 13)) * 0xc2b2ae35;
+  return domain ^ (domain >> 16);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<PageStore>> PageStore::Create(const Options& options) {
@@ -80,11 +88,12 @@ Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Limi
     object = page;
   }
   const FrameOwner pool = this->pool() == PoolKind::kZbud ? FrameOwner::kZbud : FrameOwner::kZsmalloc;
-  return Keep(object, codec, pool, preferred, limits, owner, PageChecksum(page));
+  return Keep(object, codec, pool, preferred, limits, owner, PageChecksum(page) ^ DomainMix(owner.domain));
 }
 
 Result<Slot> PageStore::StoreRaw(PageView page, Owner owner, NodeId preferred) {
-  return Keep(page, CodecId::kRaw, FrameOwner::kStandby, preferred, Limits::kKept, owner, PageChecksum(page));
+  return Keep(page, CodecId::kRaw, FrameOwner::kStandby, preferred, Limits::kKept, owner,
+              PageChecksum(page) ^ DomainMix(owner.domain));
 }
 
 Result<Slot> PageStore::Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool,
@@ -107,7 +116,7 @@ Result<Slot> PageStore::Keep(std::span<const std::byte> bytes, CodecId codec, Fr
   return Slot::FromHandle(*handle);
 }
 
-LoadOutcome PageStore::Load(Slot slot, MutablePageView out, Scratch& scratch) const {
+LoadOutcome PageStore::Load(Slot slot, MutablePageView out, Scratch& scratch, uint32_t domain) const {
   if (slot.is_same_filled()) {
     FillPage(slot.pattern(), out);
     return LoadOutcome::kLoaded;
@@ -131,8 +140,8 @@ LoadOutcome PageStore::Load(Slot slot, MutablePageView out, Scratch& scratch) co
   }
   if (location.codec != CodecId::kRaw && !DecodePage(location.codec, {copy, location.length}, out))
     return LoadOutcome::kCorrupt;
-  return PageChecksum(out) == handles_->checksum(slot.handle()) ? LoadOutcome::kLoaded
-                                                                : LoadOutcome::kCorrupt;
+  return (PageChecksum(out) ^ DomainMix(domain)) == handles_->checksum(slot.handle()) ? LoadOutcome::kLoaded
+                                                                                      : LoadOutcome::kCorrupt;
 }
 
 Status PageStore::Ref(Slot slot) { return slot.is_handle() ? handles_->Ref(slot.handle()) : OkStatus(); }

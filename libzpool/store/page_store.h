@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "libzpool/base/epochs.h"
+#include "libzpool/base/fd.h"
 #include "libzpool/base/result.h"
 #include "libzpool/base/units.h"
 #include "libzpool/codec/codec.h"
@@ -23,12 +24,14 @@
 #include "libzpool/pool/location.h"
 #include "libzpool/pool/zbud_pool.h"
 #include "libzpool/pool/zsmalloc_pool.h"
+#include "libzpool/store/recovery_stats.h"
 
 namespace zp {
 
 enum class LoadOutcome {
   kLoaded,
-  kCorrupt,  // no such object, malformed, or not the page that was stored; `out` holds anything
+  kCorrupt,  // no such object, malformed, not the page that was stored, or not stored for this domain; `out`
+             // holds anything
 };
 
 // A snapshot; the fields are read one after the other, so they may be out of step by what happens meanwhile.
@@ -55,6 +58,12 @@ struct NodeStats {
   uint64_t stored_bytes = 0;
 };
 
+// The files that a store lies in, as ForEachMemfd gives them out.
+struct StoreFiles {
+  UniqueFd handles;
+  std::vector<UniqueFd> frames;  // in any order; each says of which node it is
+};
+
 // Idea: one coordinator of codec, pool and handle table. A stored page is a Slot: its pattern if it is one,
 //   else a handle with one reference. The store knows nothing of who holds slots; an OffsetIndex or a
 //   caller does.
@@ -78,6 +87,22 @@ class PageStore {
   using Owner = zp::Owner;
 
   static Result<std::unique_ptr<PageStore>> Create(const Options& options);
+  // The store that lies in `files`, whose process is gone: all that it had published, and nothing else. Sizes
+  // come from the files; of `options` the capacity is the limit from now on, and a node of the topology that
+  // has no file starts empty. A file of a node that the topology lacks is taken as it is; that node accepts
+  // nothing. What is found to be damaged is dropped and counted. Nothing but this process may have the files
+  // mapped. Until FinishRecovery only AdoptReference and Load may be called.
+  // kUnsupported: a file has another layout version; kInvalid: what is no file of a store, or not all of one;
+  // kNoMemory: of the kernel. The files are then as good as before: it can be tried again, as it can after a
+  // crash in the middle. Slow.
+  static Result<std::unique_ptr<PageStore>> Recover(const Options& options, StoreFiles files,
+                                                    RecoveryStats* stats);
+  // One more reference to the object of a slot that survived. False: there is no such object, the slot is
+  // lost. True for slots that have none.
+  [[nodiscard]] bool AdoptReference(Slot slot);
+  // Every slot that survived has been adopted: frees the objects that nobody holds. The store is as any other
+  // from here on.
+  void FinishRecovery(RecoveryStats* stats);
   // Every slot must have been released.
   ~PageStore();
   PageStore(const PageStore&) = delete;
@@ -102,8 +127,10 @@ class PageStore {
   PoolKind pool() const { return pool_.load(std::memory_order_relaxed); }
 
   // Writes the page into `out`. `slot` is same-filled or a handle (any other: kCorrupt). Takes no lock, calls
-  // no kernel.
-  LoadOutcome Load(Slot slot, MutablePageView out, Scratch& scratch) const;
+  // no kernel. `domain` is the one that the owner had at the store: so a slot that came to name another's
+  // object, by damage or by a bug, is corrupt and not another's page (but for one in 2^32). A same-filled
+  // page is all in its slot, and has no domain.
+  LoadOutcome Load(Slot slot, MutablePageView out, Scratch& scratch, uint32_t domain = 0) const;
 
   // One more reference to a handle slot; other slots have none and always succeed. kNoMemory: 65534 are out
   // already.
@@ -116,7 +143,7 @@ class PageStore {
 
   // Says whose page a handle slot is. No-op for other slots. A relaxed store: for the holder of the slot.
   void SetOwner(Slot slot, Owner owner);
-  // Of a handle slot.
+  // Of a handle slot; without the domain.
   Owner GetOwner(Slot slot) const { return handles_->owner(slot.handle()); }
   uint32_t refs(Slot slot) const { return handles_->refs(slot.handle()); }
   // Length of a handle slot's object in bytes; 0 for others.

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "libzpool/index/index_arena.h"
@@ -20,14 +21,11 @@ using testing::PageBuffer;
 
 TEST(Slot, EveryKindSurvivesTheWord) {
   EXPECT_TRUE(Slot().is_empty());
-  for (const uint32_t n : {0u, 1u, (1u << 29) - 2, (1u << 29) - 1}) {
+  for (const uint32_t n : {1u, (1u << 29) - 2, (1u << 29) - 1}) {
     const Slot handle = Slot::FromHandle(Handle(n));
     EXPECT_TRUE(handle.is_handle() && handle.is_stored() && handle.is_valid());
+    EXPECT_FALSE(handle.is_lost() || handle.is_filling());
     EXPECT_EQ(handle.handle(), Handle(n));
-    const Slot standby = Slot::Standby(n);
-    EXPECT_TRUE(standby.is_standby() && !standby.is_stored() && standby.is_valid());
-    EXPECT_FALSE(standby.is_empty());
-    EXPECT_EQ(standby.standby(), n);
   }
   for (const uint8_t kind : {0, 1, 16, 31}) {
     for (const uint32_t payload : {0u, 511u, (1u << 24) - 1}) {
@@ -38,6 +36,13 @@ TEST(Slot, EveryKindSurvivesTheWord) {
       EXPECT_EQ(Slot::FromRaw(busy.raw()), busy);
     }
   }
+}
+
+TEST(Slot, LostIsStoredAndHasNoObject) {
+  const Slot lost = Slot::Lost();
+  EXPECT_TRUE(lost.is_lost() && lost.is_stored() && lost.is_valid());
+  EXPECT_FALSE(lost.is_handle() || lost.is_same_filled() || lost.is_filling() || lost.is_empty());
+  EXPECT_TRUE(Slot::FromHandle(Handle()) == lost);
 }
 
 constexpr uint64_t kWidest = (uint64_t{1} << 28) - 1;  // of a signed number of 29 bits
@@ -72,10 +77,29 @@ TEST(Slot, RepeatedUnitsAreInline) {
   }
 }
 
+// The filling form of each stored slot is one word of its own, says what it was, and is nothing else.
+TEST(Slot, FillingAndBack) {
+  std::set<uint32_t> words;
+  for (const Slot slot :
+       {Slot::Lost(), Slot::FromHandle(Handle(1)), Slot::FromHandle(Handle(Handle::kMax)),
+        *Slot::SameFilled(0), *Slot::SameFilled(kWidest), *Slot::SameFilled(~kWidest), *Slot::SameFilled(1),
+        *Slot::SameFilled(kFourTimes), *Slot::SameFilled(0xfffe * kFourTimes)}) {
+    const Slot filling = slot.Filling();
+    EXPECT_TRUE(filling.is_filling() && filling.is_valid()) << std::hex << slot.raw();
+    EXPECT_FALSE(filling.is_stored() || filling.is_handle() || filling.is_same_filled() ||
+                 filling.is_lost() || filling.is_busy() || filling.is_empty())
+        << std::hex << slot.raw();
+    EXPECT_EQ(filling.Settled(), slot);
+    EXPECT_EQ(slot.Settled(), slot);
+    EXPECT_TRUE(words.insert(slot.raw()).second);
+    EXPECT_TRUE(words.insert(filling.raw()).second);
+  }
+  EXPECT_EQ(Slot::Busy(1, 2).Settled(), Slot::Busy(1, 2));
+}
+
 TEST(Slot, WhatNoConstructorMakesIsNotValid) {
   for (uint32_t number = 0; number < 1 << 10; ++number) {
     EXPECT_FALSE(Slot::FromRaw(number << 3 | 7).is_valid());
-    EXPECT_FALSE(Slot::FromRaw(number << 3 | 6).is_valid());
     EXPECT_EQ(Slot::FromRaw(number << 3).is_valid(), number == 0);
   }
   // The second form of patterns that have a first one, and units wider than 16 bits.
@@ -83,14 +107,21 @@ TEST(Slot, WhatNoConstructorMakesIsNotValid) {
   EXPECT_FALSE(Slot::FromRaw(0 << 3 | 5).is_valid());
   EXPECT_FALSE(Slot::FromRaw(0xffff << 3 | 5).is_valid());
   EXPECT_FALSE(Slot::FromRaw(0x10001 << 3 | 5).is_valid());
+  // The same of the filling form.
+  EXPECT_TRUE(Slot::FromRaw(1u << 31 | 1 << 3 | 5).is_valid());
+  EXPECT_FALSE(Slot::FromRaw(1u << 31 | 0 << 3 | 5).is_valid());
+  EXPECT_FALSE(Slot::FromRaw(1u << 31 | 0x10001 << 3 | 5).is_valid());
+  EXPECT_FALSE(Slot::FromRaw(1u << 30 | 1 << 3 | 5).is_valid());
 }
 
 TEST(SlotDeathTest, NumbersBeyondTheWordDie) {
   EXPECT_DEATH(Slot::FromHandle(Handle(1u << 29)), "a slot cannot hold");
-  EXPECT_DEATH(Slot::Standby(1u << 29), "a slot cannot hold");
   EXPECT_DEATH(Slot::Busy(1, 1u << 24), "a slot cannot hold");
   EXPECT_DEATH(Slot::Busy(1, ~0u), "a slot cannot hold");
   EXPECT_DEATH(Slot::Busy(32, 0), "a slot cannot hold");
+  EXPECT_DEATH((void)Slot::Busy(1, 1).Filling(), "on its way home");
+  EXPECT_DEATH((void)Slot::Empty().Filling(), "on its way home");
+  EXPECT_DEATH((void)Slot::Lost().Filling().Filling(), "on its way home");
 }
 
 TEST(IndexArena, MoreNodesThanCanBeNumberedAreRefused) {
@@ -200,27 +231,27 @@ TEST(OffsetIndex, EdgesOfEveryKindComeBackFromATree) {
   OffsetIndex index = f.NewIndex();
   const std::vector<Slot> slots = {Slot::Busy(Slot::kMaxBusyKind, Slot::kMaxBusyPayload),
                                    Slot::Busy(0, 0),
-                                   Slot::Standby(0),
-                                   Slot::Standby(Slot::kMaxStandby),
+                                   Slot::Lost(),
+                                   Slot::Lost().Filling(),
                                    *Slot::SameFilled(0),
                                    *Slot::SameFilled(kWidest),
-                                   *Slot::SameFilled(~kWidest),
+                                   Slot::SameFilled(~kWidest)->Filling(),
                                    *Slot::SameFilled(0xa5a5 * kFourTimes)};
   for (uint64_t p = 0; p < slots.size(); ++p) {
     ASSERT_EQ(index.CompareExchange(PageIndex(p * 63), Slot::Empty(), slots[p]), Exchange::kDone);
   }
   for (uint64_t p = 0; p < slots.size(); ++p) EXPECT_EQ(index.Get(PageIndex(p * 63)), slots[p]);
   EXPECT_EQ(index.counts().busy, 2u);
-  EXPECT_EQ(index.counts().standby, 2u);
+  EXPECT_EQ(index.counts().lost, 2u);
   EXPECT_EQ(index.counts().same_filled, 4u);
-  EXPECT_EQ(index.stored(), 4u);
+  EXPECT_EQ(index.stored(), 6u) << "a page on its way home is stored still";
 }
 
 TEST(OffsetIndex, ForEachEndsWhenItIsTold) {
   Fixture f;
   OffsetIndex index = f.NewIndex();
   for (uint64_t p = 0; p < 200; ++p) {
-    ASSERT_EQ(index.CompareExchange(PageIndex(p * 3), Slot::Empty(), Slot::Standby(1)), Exchange::kDone);
+    ASSERT_EQ(index.CompareExchange(PageIndex(p * 3), Slot::Empty(), Slot::Lost()), Exchange::kDone);
   }
   for (const uint64_t wanted : {uint64_t{1}, uint64_t{22}, uint64_t{23}, uint64_t{200}, uint64_t{201}}) {
     uint64_t seen = 0;

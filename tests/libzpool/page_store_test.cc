@@ -88,6 +88,43 @@ TEST(PageStore, SameFilledPagesTakeNoObject) {
   store->Release(slot);
 }
 
+// A slot that came to name another domain's object, as a damaged index may do.
+TEST(PageStore, AnotherDomainsPageIsCorrupt) {
+  auto store = NewStore(MiB(1));
+  auto scratch = std::make_unique<Scratch>();
+  PageBuffer page;
+  PageBuffer out;
+  const uint32_t domains[] = {0, 1, 2, 0x80000000, 0xdeadbeef, ~uint32_t{0}};
+  for (const uint32_t of : domains) {
+    MakePage(of, 1, 100, &page);
+    const Slot slots[] = {store->Store(page, {1, PageIndex(1), of}, NodeId(0), *scratch).value(),
+                          store->StoreAlways(page, {1, PageIndex(1), of}, NodeId(0), *scratch).value(),
+                          store->StoreRaw(page, {1, PageIndex(1), of}, NodeId(0)).value()};
+    for (const Slot slot : slots) {
+      for (const uint32_t asked : domains) {
+        const LoadOutcome expected = asked == of ? LoadOutcome::kLoaded : LoadOutcome::kCorrupt;
+        EXPECT_EQ(store->Load(slot, out, *scratch, asked), expected) << of << " as " << asked;
+        if (asked == of) {
+          EXPECT_EQ(page, out);
+        }
+      }
+      store->Release(slot);
+    }
+  }
+}
+
+TEST(PageStore, LostSlotsAreCorruptAndHaveNoObject) {
+  auto store = NewStore(MiB(1));
+  auto scratch = std::make_unique<Scratch>();
+  PageBuffer out;
+  EXPECT_EQ(store->Load(Slot::Lost(), out, *scratch), LoadOutcome::kCorrupt);
+  EXPECT_TRUE(store->Ref(Slot::Lost()).ok());
+  store->RefOrPin(Slot::Lost());
+  store->SetOwner(Slot::Lost(), {1, PageIndex(1)});
+  store->Release(Slot::Lost());
+  EXPECT_EQ(store->object_bytes(Slot::Lost()), 0u);
+}
+
 TEST(PageStore, DamagedObjectIsCorruptNeverWrong) {
   auto store = NewStore(MiB(16));
   auto scratch = std::make_unique<Scratch>();
