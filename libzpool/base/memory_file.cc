@@ -52,6 +52,20 @@ Result<MemoryFile> MemoryFile::Adopt(UniqueFd fd, FileKind kind, uint32_t layout
   return file;
 }
 
+Result<MemoryFile::Extent> MemoryFile::NextExtent(uint64_t from) const {
+  const Extent none{from, from};
+  if (from >= size()) return none;
+  const off_t data = ::lseek(fd(), static_cast<off_t>(from), SEEK_DATA);
+  if (data < 0 && errno == ENXIO) return none;
+  if (data < 0) return ErrnoError("lseek(SEEK_DATA)");
+  const off_t hole = ::lseek(fd(), data, SEEK_HOLE);
+  if (hole < 0) return ErrnoError("lseek(SEEK_HOLE)");
+  const uint64_t begin = static_cast<uint64_t>(data) / kPageBytes * kPageBytes;
+  const uint64_t end =
+      std::min((static_cast<uint64_t>(hole) + kPageBytes - 1) / kPageBytes * kPageBytes, size());
+  return begin < end ? Extent{begin, end} : none;
+}
+
 Status MemoryFile::Populate(uint64_t offset, uint64_t bytes) {
   ZP_DCHECK(offset % kPageBytes == 0 && offset + bytes <= size(), "populate outside of the file");
   while (::madvise(data() + offset, bytes, MADV_POPULATE_WRITE) != 0) {

@@ -51,6 +51,16 @@ class MemoryFile {
   uint64_t size() const { return mapping_.size(); }
   FileHeader& header() const { return *reinterpret_cast<FileHeader*>(mapping_.data()); }
 
+  // A run of pages that have memory, in bytes of the file; whole pages. Empty where begin is end.
+  struct Extent {
+    uint64_t begin = 0;
+    uint64_t end = 0;
+    bool empty() const { return begin == end; }
+  };
+  // The first run at or behind the page at `from`, to its end; empty if there is none. A look at the file
+  // that touches no page.
+  Result<Extent> NextExtent(uint64_t from) const;
+
   // Makes the pages of [offset, offset+bytes) present (both multiples of 4096); those that are stay as they
   // are. kNoMemory: some may be present, all harmless; Punch gives them back. A system call; may sleep.
   Status Populate(uint64_t offset, uint64_t bytes);

@@ -21,6 +21,17 @@ using MutablePageView = std::span<std::byte, kPageBytes>;
 // An object longer than this is not worth decoding: the page is kept raw. 15/16 of a page.
 inline constexpr uint32_t kMaxEncodedBytes = kPageBytes - kPageBytes / 16;
 
+// Whether an object of `codec` can be `length` bytes long. False for a codec that this build does not know.
+constexpr bool CanBeObject(CodecId codec, uint32_t length) {
+  switch (codec) {
+    case CodecId::kRaw:
+      return length == kPageBytes;
+    case CodecId::kLz4:
+      return length >= 1 && length <= kMaxEncodedBytes;
+  }
+  return false;
+}
+
 // The eight bytes that the page repeats, if it does (zeros, fills). A few ns for a page that does not.
 std::optional<uint64_t> SameFilledPattern(PageView page);
 void FillPage(uint64_t pattern, MutablePageView out);

@@ -4,7 +4,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 #include <utility>
+
+#include "libzpool/base/pause_point.h"
+#include "libzpool/frame/topology.h"
 
 namespace zp {
 namespace {
@@ -51,6 +55,11 @@ bool NoneElsewhere(std::byte* at, uint32_t count, NodeId node) {
   return true;
 }
 
+// Header page and tags, in whole pages.
+uint64_t TagsEnd(uint64_t bytes) {
+  return kPageBytes + (bytes / kSpanBytes * sizeof(uint16_t) + kPageBytes - 1) / kPageBytes * kPageBytes;
+}
+
 // The lowest run of set bits.
 struct Run {
   uint32_t first;
@@ -74,11 +83,51 @@ Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, F
   file.header().params[0] = options.node.value();
   file.header().params[1] = kSpanBytes;
   file.header().params[2] = kPageBytes;  // where the tags lie
-  const uint64_t tag_bytes = bytes / kSpanBytes * sizeof(uint16_t);
-  ZP_TRY(file.Populate(kPageBytes, (tag_bytes + kPageBytes - 1) / kPageBytes * kPageBytes));
+  ZP_TRY(file.Populate(kPageBytes, TagsEnd(bytes) - kPageBytes));
   Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
   return std::unique_ptr<FrameArena>(
       new FrameArena(options, budget, std::move(file), std::move(descriptors)));
+}
+
+Result<MemoryFile> FrameArena::AdoptFile(UniqueFd fd) {
+  MemoryFile file = ZP_TRY(MemoryFile::Adopt(std::move(fd), FileKind::kFrames, kFramesLayoutVersion));
+  const FileHeader& header = file.header();
+  if (header.params[0] >= kMaxNodes || header.params[1] != kSpanBytes || header.params[2] != kPageBytes ||
+      file.size() % kSpanBytes != 0 || file.size() > kMaxArenaBytes ||
+      FirstSpan(file.size()) >= file.size() / kSpanBytes)
+    return Error{Errc::kInvalid, 0, "the measures of a file of frames"};
+  return file;
+}
+
+Result<std::unique_ptr<FrameArena>> FrameArena::Recover(MemoryFile file, bool bind, FrameBudget& budget) {
+  const uint64_t bytes = file.size();
+  const Options options{NodeOf(file), Bytes(bytes), bind};
+  if (bind) ZP_TRY(PreferNode(file.data(), bytes, options.node));
+  // They are there, but for a file that was damaged.
+  ZP_TRY(file.Populate(kPageBytes, TagsEnd(bytes) - kPageBytes));
+  const uint32_t first = FirstSpan(bytes);
+  if (first * kSpanBytes > TagsEnd(bytes)) file.Punch(TagsEnd(bytes), first * kSpanBytes - TagsEnd(bytes));
+  Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
+  std::unique_ptr<FrameArena> arena(new (std::nothrow)
+                                        FrameArena(options, budget, std::move(file), std::move(descriptors)));
+  if (arena == nullptr) return Error{Errc::kNoMemory, 0, "arena of frames"};
+  for (uint32_t span = 0; span < first; ++span) arena->tags_[span].store(0, std::memory_order_relaxed);
+  return arena;
+}
+
+void FrameArena::AdoptSpan(uint32_t span, uint64_t present) {
+  const uint64_t count = static_cast<uint64_t>(std::popcount(present));
+  budget_.TakeAlways(count);
+  taken_.fetch_add(count, std::memory_order_relaxed);
+  MutexLock lock(mu_);
+  free_spans_[span / 64] &= ~(uint64_t{1} << (span % 64));
+  highest_span_.store(std::max(span, highest_span_.load(std::memory_order_relaxed)),
+                      std::memory_order_relaxed);
+}
+
+void FrameArena::ClearSpan(uint32_t span, uint64_t present) {
+  PunchRuns(span, present);
+  tags_[span].store(0, std::memory_order_release);
 }
 
 FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors)
@@ -112,6 +161,7 @@ Result<uint32_t> FrameArena::AllocateSpan(SpanTag tag) {
     highest_span_.store(span, std::memory_order_relaxed);
   tags_[span].store(static_cast<uint16_t>(static_cast<uint16_t>(tag.owner) | tag.size_class << 8),
                     std::memory_order_release);
+  ZP_PAUSE_POINT("frames.tagged");
   return span;
 }
 
@@ -139,6 +189,7 @@ Status FrameArena::PopulateRuns(uint32_t span, uint64_t frames, Make&& make) {
     const Run run = LowestRun(rest);
     const uint64_t offset = span * kSpanBytes + run.first * kPageBytes;
     ZP_TRY(make(offset, run.count * kPageBytes));
+    ZP_PAUSE_POINT("frames.populated");
     if (bind_ && !NoneElsewhere(At(offset), run.count, node_))
       return Error{Errc::kNoMemory, 0, "frames of the node"};
     rest &= ~run.mask;
@@ -156,12 +207,17 @@ Status FrameArena::PopulateFresh(uint32_t span, uint64_t frames) {
                       [&](uint64_t offset, uint64_t bytes) { return file_.PopulateFresh(offset, bytes); });
 }
 
-void FrameArena::Punch(uint32_t span, uint64_t frames) {
+void FrameArena::PunchRuns(uint32_t span, uint64_t frames) {
   for (uint64_t rest = frames; rest != 0;) {
     const Run run = LowestRun(rest);
     file_.Punch(span * kSpanBytes + run.first * kPageBytes, run.count * kPageBytes);
     rest &= ~run.mask;
   }
+}
+
+void FrameArena::Punch(uint32_t span, uint64_t frames) {
+  PunchRuns(span, frames);
+  ZP_PAUSE_POINT("frames.punched");
   const uint64_t count = static_cast<uint64_t>(std::popcount(frames));
   taken_.fetch_sub(count, std::memory_order_relaxed);
   budget_.Give(count);

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "libzpool/base/fd.h"
 #include "libzpool/base/memory_file.h"
 #include "libzpool/base/mutex.h"
 #include "libzpool/base/result.h"
@@ -68,6 +69,44 @@ class FrameArena {
   };
   // `budget` must outlive the arena; several arenas share one.
   static Result<std::unique_ptr<FrameArena>> Create(const Options& options, FrameBudget& budget);
+
+  // ---- Coming back (PageStore::Recover). Nobody else is in the arena until it is done.
+
+  // The file of an arena whose process is gone. Errors: as MemoryFile::Adopt; kInvalid where its measures
+  // make no sense.
+  static Result<MemoryFile> AdoptFile(UniqueFd fd);
+  static NodeId NodeOf(const MemoryFile& file) {
+    return NodeId(static_cast<uint8_t>(file.header().params[0]));
+  }
+  // The arena in such a file; all spans are free, and what their tags say and which frames have memory tells
+  // ForEachFound. `bind` as in Options.
+  static Result<std::unique_ptr<FrameArena>> Recover(MemoryFile file, bool bind, FrameBudget& budget);
+  // fn(span, tag, mask of the frames that have memory) -> Status for each span that has a tag or memory, in
+  // order. fn calls one of the two below.
+  template <typename Fn>
+  Status ForEachFound(Fn&& fn) {
+    const uint32_t first = FirstSpan(file_.size());
+    MemoryFile::Extent extent = ZP_TRY(file_.NextExtent(first * kSpanBytes));
+    for (uint32_t span = first; span < span_count_; ++span) {
+      const uint64_t begin = span * kSpanBytes;
+      uint64_t present = 0;
+      while (!extent.empty() && extent.begin < begin + kSpanBytes) {
+        present |= FramesBetween(extent.begin < begin ? 0 : extent.begin - begin, extent.end - begin);
+        if (extent.end > begin + kSpanBytes) break;
+        extent = ZP_TRY(file_.NextExtent(extent.end));
+      }
+      if (present != 0 || tags_[span].load(std::memory_order_relaxed) != 0)
+        ZP_TRY(fn(span, tag(span), present));
+    }
+    return OkStatus();
+  }
+  // The span is in use, and of its frames those in the mask, which are taken from the budget, limit or not.
+  void AdoptSpan(uint32_t span, uint64_t present) ZP_EXCLUDES(mu_);
+  // The span is nobody's: its memory is given back, its tag taken off.
+  void ClearSpan(uint32_t span, uint64_t present);
+  // Lets go of the file as it is: what it holds is for a successor. Only destroying comes after.
+  void Abandon() { taken_.store(0, std::memory_order_relaxed); }
+
   ~FrameArena();
   FrameArena(const FrameArena&) = delete;
   FrameArena& operator=(const FrameArena&) = delete;
@@ -137,6 +176,13 @@ class FrameArena {
   template <typename Make>
   Status PopulateRuns(uint32_t span, uint64_t frames, Make&& make);
   FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors);
+  void PunchRuns(uint32_t span, uint64_t frames);
+  // The frames of a span that lie between two offsets in it; the end may be behind it.
+  static uint64_t FramesBetween(uint64_t begin, uint64_t end) {
+    const uint64_t first = begin / kPageBytes;
+    const uint64_t count = (end < kSpanBytes ? end : kSpanBytes) / kPageBytes - first;
+    return (count == kFramesPerSpan ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << first;
+  }
   bool HasRoom(uint32_t count) const { return frames_in_use() + count <= limit_frames(); }
   bool Took(uint32_t count) {
     taken_.fetch_add(count, std::memory_order_relaxed);

@@ -64,6 +64,18 @@ Result<Topology> Topology::Made(std::vector<NodeId> nodes, std::vector<std::vect
   return Topology(std::move(nodes), distances, false);
 }
 
+Topology Topology::With(NodeId node) const {
+  Topology more = *this;
+  const uint8_t index = static_cast<uint8_t>(nodes_.size());
+  std::vector<uint8_t> its_order = order_[0];
+  its_order.insert(its_order.begin(), index);
+  for (std::vector<uint8_t>& order : more.order_) order.push_back(index);
+  more.order_.push_back(std::move(its_order));
+  more.nodes_.push_back(node);
+  more.index_of_[node.value()] = static_cast<int8_t>(index);
+  return more;
+}
+
 int Topology::IndexOf(NodeId node) const { return node.value() < kMaxNodes ? index_of_[node.value()] : -1; }
 
 const std::vector<uint8_t>& Topology::FallbackOrder(NodeId node) const {

@@ -24,6 +24,10 @@ class Topology {
   // the diagonal by custom. kInvalid: no nodes, a number twice or above 63, or a matrix of another size.
   static Result<Topology> Made(std::vector<NodeId> nodes, std::vector<std::vector<uint32_t>> distances);
 
+  // The same and one node more, the farthest from all: one that is gone from the machine, say. `node` is
+  // below 64 and not in nodes().
+  Topology With(NodeId node) const;
+
   const std::vector<NodeId>& nodes() const { return nodes_; }
   // Whether the numbers mean nodes of this machine, to which memory can be bound.
   bool is_real() const { return is_real_; }

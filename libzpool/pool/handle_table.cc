@@ -1,6 +1,7 @@
 #include "libzpool/pool/handle_table.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 namespace zp {
@@ -45,6 +46,62 @@ HandleTable::HandleTable(MemoryFile file, uint32_t max_index)
       parallel_(
           reinterpret_cast<std::atomic<uint64_t>*>(file_.data() + ParallelOffset(file_.header().params[0]))),
       max_index_(max_index) {}
+
+Result<std::unique_ptr<HandleTable>> HandleTable::Recover(UniqueFd fd) {
+  MemoryFile file = ZP_TRY(MemoryFile::Adopt(std::move(fd), FileKind::kHandles, kHandlesLayoutVersion));
+  const uint64_t entries = file.header().params[0];
+  if (entries == 0 || entries % kGrowEntries != 0 || entries > uint64_t{Handle::kMax} + kGrowEntries ||
+      file.size() != ParallelOffset(entries) + entries * sizeof(uint64_t))
+    return Error{Errc::kInvalid, 0, "the size of a handle table"};
+  // Both arrays have memory from their start on, in steps; a step that was not finished was not used yet.
+  const auto present = [&](uint64_t begin, uint64_t entry_bytes) -> Result<uint64_t> {
+    const MemoryFile::Extent extent = ZP_TRY(file.NextExtent(begin));
+    const uint64_t bytes = extent.begin == begin ? extent.end - begin : 0;
+    return std::min(bytes / entry_bytes, entries) / kGrowEntries * kGrowEntries;
+  };
+  const uint64_t populated = std::min(ZP_TRY(present(kPageBytes, sizeof(HandleEntry))),
+                                      ZP_TRY(present(ParallelOffset(entries), sizeof(uint64_t))));
+  if (populated < entries) {
+    file.Punch(kPageBytes + populated * sizeof(HandleEntry), (entries - populated) * sizeof(HandleEntry));
+    file.Punch(ParallelOffset(entries) + populated * sizeof(uint64_t),
+               (entries - populated) * sizeof(uint64_t));
+  }
+  std::unique_ptr<HandleTable> table(new (std::nothrow) HandleTable(
+      std::move(file), static_cast<uint32_t>(std::min<uint64_t>(entries, uint64_t{Handle::kMax} + 1))));
+  if (table == nullptr) return Error{Errc::kNoMemory, 0, "handle table"};
+  table->populated_.store(static_cast<uint32_t>(populated), std::memory_order_relaxed);
+  // Those that were never used have a word of zeros, as all that is behind them.
+  uint32_t end = std::min(static_cast<uint32_t>(populated), table->max_index_);
+  while (end > 1 && table->entries_[end - 1].location.load(std::memory_order_relaxed) == 0) --end;
+  table->next_fresh_.store(std::max(end, 1u), std::memory_order_release);
+  for (uint32_t i = 1; i < end; ++i) {
+    std::atomic<uint64_t>& word = table->parallel_[i];
+    word.store(word.load(std::memory_order_relaxed) >> 32 << 32, std::memory_order_relaxed);
+  }
+  return table;
+}
+
+bool HandleTable::Adopt(Handle handle) {
+  if (!Location::Decode(Lookup(handle)).is_readable()) return false;
+  std::atomic<uint64_t>& word = parallel(handle);
+  uint64_t before = word.load(std::memory_order_relaxed);
+  do {
+    if ((static_cast<uint32_t>(before >> kRefsShift) & kPinnedRefs) == kPinnedRefs) return true;
+  } while (!word.compare_exchange_weak(before, before + kOneRef, std::memory_order_relaxed));
+  return true;
+}
+
+void HandleTable::StartAgain() {
+  uint32_t first = 0;
+  for (uint32_t i = next_fresh_.load(std::memory_order_relaxed); i-- > 1;) {
+    std::atomic<uint64_t>& word = entries_[i].location;
+    const Location location = Location::Decode(word.load(std::memory_order_relaxed));
+    if (location.is_readable()) continue;
+    word.store(FreeWord(first, location.generation), std::memory_order_relaxed);
+    first = i;
+  }
+  free_head_.store(first, std::memory_order_release);
+}
 
 Result<Handle> HandleTable::Insert(const Location& location, const Owner& owner, uint32_t checksum) {
   const uint32_t index = ZP_TRY(Take());

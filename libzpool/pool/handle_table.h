@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 
+#include "libzpool/base/fd.h"
 #include "libzpool/base/memory_file.h"
 #include "libzpool/base/mutex.h"
 #include "libzpool/base/result.h"
@@ -43,6 +44,19 @@ class HandleTable {
  public:
   // At most `max_entries` live at a time, and never more than Handle::kMax.
   static Result<std::unique_ptr<HandleTable>> Create(uint64_t max_entries);
+
+  // ---- Coming back (PageStore::Recover). Nobody else is in the table until StartAgain.
+
+  // The table that lies in `fd`, whose process is gone; nothing has references yet. Lookup works, for handles
+  // below high_water(). Errors: as MemoryFile::Adopt; kInvalid where the size of the table makes no sense.
+  static Result<std::unique_ptr<HandleTable>> Recover(UniqueFd fd);
+  // One more reference to a live entry, from none on. False: it is not live. (Too many: it is pinned.)
+  bool Adopt(Handle handle);
+  // Marks a live entry free: its object is not there.
+  void Drop(Handle handle) { (void)Retire(handle); }
+  // Every entry that is not live can be used again.
+  void StartAgain();
+
   HandleTable(const HandleTable&) = delete;
   HandleTable& operator=(const HandleTable&) = delete;
 

@@ -44,6 +44,14 @@ struct ObjectPoolStats {
   uint64_t metadata_bytes = 0;  // on the heap
 };
 
+// What became of an object that an entry of a recovered handle table names.
+enum class AdoptOutcome : uint8_t {
+  kAdopted,
+  kBadPlace,  // no object of that length can begin there
+  kNoMemory,  // a frame of it is a hole
+  kOverlaps,  // another object lies there
+};
+
 // Idea: room for objects of 1..4096 bytes in the frames of one node. An object is named by its offset until
 //   its handle is bound to it, and can move from then on. So the offset given to Free and Pin is the one that
 //   the handle's entry has, now.
@@ -67,6 +75,17 @@ class ObjectPool : public MovableOwner {
 
   // Gives all idle frames back. Returns how many. Calls the kernel, so not for the path of a fault.
   virtual uint64_t Trim() = 0;
+
+  // ---- Coming back (PageStore::Recover). Nobody else is in the pool meanwhile.
+
+  // Takes over a span of the arena whose tag names this pool and `size_class`, with memory in the frames
+  // `present`, one at least. It is empty and isolated, until Putback. kInvalid: there is no such class;
+  // kNoMemory: of the heap. Nothing has changed then.
+  virtual Status AdoptSpan(uint32_t span, uint32_t size_class, uint64_t present) = 0;
+  // Takes over an object, if it can lie there, in a span that was adopted. It is bound to `handle`.
+  virtual AdoptOutcome AdoptObject(uint64_t offset, uint32_t length, Handle handle) = 0;
+  // Forgets everything and leaves the frames as they are, for a successor. Only destroying comes after.
+  virtual void Abandon() = 0;
 
   virtual ObjectPoolStats stats() const = 0;
   // ZP_CHECKs every invariant. Slow; nobody may be in the pool.

@@ -54,6 +54,9 @@ class ZbudPool final : public ObjectPool {
   Status Pin(uint64_t offset, uint32_t length) override;
   void Unpin(uint64_t offset, uint32_t length) override;
   uint64_t Trim() override;
+  Status AdoptSpan(uint32_t span, uint32_t size_class, uint64_t present) override;
+  AdoptOutcome AdoptObject(uint64_t offset, uint32_t length, Handle handle) override;
+  void Abandon() override;
   ObjectPoolStats stats() const override;
   void DebugVerify() const override;
 
@@ -115,6 +118,8 @@ class ZbudPool final : public ObjectPool {
   // Takes a span without frames out of circulation; the caller hands it to DiscardSpan after unlocking.
   bool DetachIfVacantLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
   Result<Span*> NewSpan(unsigned shard);
+  // In a span of the arena that is this pool's.
+  Result<Span*> MakeSpan(uint32_t number, unsigned shard);
   void DiscardSpan(Span* span);
   Span* SpanOfFrame(FrameNumber frame) const { return At(static_cast<uint32_t>(frame / kFramesPerSpan)); }
 

@@ -361,11 +361,14 @@ uint64_t ZsmallocPool::TrimClass(SizeClass& c) {
 
 Result<Zspage*> ZsmallocPool::NewZspage(uint32_t size_class) {
   const uint32_t span = ZP_TRY(arena_.AllocateSpan({owner_, static_cast<uint8_t>(size_class)}));
+  const Result<Zspage*> made = MakeZspage(span, size_class);
+  if (!made.ok()) arena_.FreeSpan(span);
+  return made;
+}
+
+Result<Zspage*> ZsmallocPool::MakeZspage(uint32_t span, uint32_t size_class) {
   Zspage* zspage = Zspage::New(arena_, span, size_class);
-  if (zspage == nullptr) {
-    arena_.FreeSpan(span);
-    return Error{Errc::kNoMemory, 0, "zspage"};
-  }
+  if (zspage == nullptr) return Error{Errc::kNoMemory, 0, "zspage"};
   zspage_bytes_.fetch_add(Zspage::BytesOf(size_class), std::memory_order_relaxed);
   span_table_[span].store(TableWord(zspage).word, std::memory_order_release);
   return zspage;

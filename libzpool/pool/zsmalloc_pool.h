@@ -49,6 +49,9 @@ class ZsmallocPool final : public ObjectPool {
   Status Pin(uint64_t offset, uint32_t length) override;
   void Unpin(uint64_t offset, uint32_t length) override;
   uint64_t Trim() override;
+  Status AdoptSpan(uint32_t span, uint32_t size_class, uint64_t present) override;
+  AdoptOutcome AdoptObject(uint64_t offset, uint32_t length, Handle handle) override;
+  void Abandon() override;
   ObjectPoolStats stats() const override;
   void DebugVerify() const override;
 
@@ -181,6 +184,8 @@ class ZsmallocPool final : public ObjectPool {
   uint64_t FinishPunch(SizeClass& c, PunchBatch* batch);
   uint64_t TrimClass(SizeClass& c);
   Result<Zspage*> NewZspage(uint32_t size_class);
+  // In a span that is this pool's.
+  Result<Zspage*> MakeZspage(uint32_t span, uint32_t size_class);
   void DiscardZspage(Zspage* zspage);
 
   FrameArena& arena_;

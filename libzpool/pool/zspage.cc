@@ -105,9 +105,8 @@ void Zspage::Vacate(uint32_t slot) {
 }
 
 uint32_t Zspage::SlotAt(uint64_t offset_in_span) const {
-  const uint32_t slot = static_cast<uint32_t>(offset_in_span / object_bytes_);
-  ZP_CHECK(offset_in_span % object_bytes_ == 0 && slot < objects_, "no object begins here");
-  return slot;
+  ZP_CHECK(HasSlotAt(offset_in_span), "no object begins here");
+  return static_cast<uint32_t>(offset_in_span / object_bytes_);
 }
 
 void Zspage::MarkTaken(uint64_t frames) {

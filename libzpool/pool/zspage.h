@@ -79,7 +79,11 @@ class Zspage {
   void Occupy(uint32_t slot);
   void Vacate(uint32_t slot);
   bool is_occupied(uint32_t slot) const { return (used()[slot / 64] >> (slot % 64) & 1) != 0; }
-  // Which slot begins at `offset_in_span` bytes; ZP_CHECKs that one does.
+  // Whether a slot begins at `offset_in_span` bytes.
+  bool HasSlotAt(uint64_t offset_in_span) const {
+    return offset_in_span % object_bytes_ == 0 && offset_in_span / object_bytes_ < objects_;
+  }
+  // Which one it is; ZP_CHECKs that there is one.
   uint32_t SlotAt(uint64_t offset_in_span) const;
   uint64_t OffsetOf(uint32_t slot) const { return span_ * kSpanBytes + uint64_t{slot} * object_bytes_; }
 

@@ -35,33 +35,42 @@ Result<std::unique_ptr<PageStore>> PageStore::Create(const Options& options) {
   if (frames == 0) return Error{Errc::kInvalid, 0, "capacity of the pool"};
   std::unique_ptr<PageStore> store(new (std::nothrow) PageStore(options, frames));
   if (store == nullptr) return Error{Errc::kNoMemory, 0, "page store"};
-  ZP_TRY(store->Init());
+  store->handles_ = ZP_TRY(HandleTable::Create(MaxHandles(options.capacity)));
+  for (const NodeId node : options.topology.nodes()) {
+    std::unique_ptr<FrameArena> arena = ZP_TRY(FrameArena::Create(store->ArenaOptions(node), store->budget_));
+    ZP_TRY(store->AddNode(std::move(arena)));
+  }
   return store;
 }
 
 PageStore::PageStore(const Options& options, uint64_t capacity_frames)
     : options_(options), budget_(capacity_frames), pool_(options.pool) {}
 
-PageStore::~PageStore() = default;
-
-Status PageStore::Init() {
-  handles_ = ZP_TRY(HandleTable::Create(MaxHandles(options_.capacity)));
-  const Topology& topology = options_.topology;
-  for (const NodeId id : topology.nodes()) {
-    FrameArena::Options arena_options{id, options_.capacity,
-                                      topology.is_real() && topology.nodes().size() > 1};
-    Node node;
-    std::snprintf(node.name, sizeof(node.name), "frames-%u", id.value());
-    node.arena = ZP_TRY(FrameArena::Create(arena_options, budget_));
-    node.zsmalloc = ZP_TRY(ZsmallocPool::Create(*node.arena, *handles_));
-    node.zbud = ZP_TRY(ZbudPool::Create(*node.arena, *handles_));
-    node.standby = ZP_TRY(ZsmallocPool::Create(*node.arena, *handles_, FrameOwner::kStandby));
-    node.accepts = std::make_unique<std::atomic<bool>>(true);
-    migrator_.Register(*node.arena, FrameOwner::kZsmalloc, *node.zsmalloc);
-    migrator_.Register(*node.arena, FrameOwner::kZbud, *node.zbud);
-    migrator_.Register(*node.arena, FrameOwner::kStandby, *node.standby);
-    nodes_.push_back(std::move(node));
+PageStore::~PageStore() {
+  if (stage_ == Stage::kLive) return;
+  for (const Node& node : nodes_) {
+    for (ObjectPool* pool : node.pools()) pool->Abandon();
+    node.arena->Abandon();
   }
+}
+
+FrameArena::Options PageStore::ArenaOptions(NodeId node) const {
+  const Topology& topology = options_.topology;
+  return {node, options_.capacity, topology.is_real() && topology.nodes().size() > 1};
+}
+
+Status PageStore::AddNode(std::unique_ptr<FrameArena> arena) {
+  Node node;
+  node.arena = std::move(arena);
+  std::snprintf(node.name, sizeof(node.name), "frames-%u", node.arena->node().value());
+  node.zsmalloc = ZP_TRY(ZsmallocPool::Create(*node.arena, *handles_));
+  node.zbud = ZP_TRY(ZbudPool::Create(*node.arena, *handles_));
+  node.standby = ZP_TRY(ZsmallocPool::Create(*node.arena, *handles_, FrameOwner::kStandby));
+  node.accepts = std::make_unique<std::atomic<bool>>(true);
+  migrator_.Register(*node.arena, FrameOwner::kZsmalloc, *node.zsmalloc);
+  migrator_.Register(*node.arena, FrameOwner::kZbud, *node.zbud);
+  migrator_.Register(*node.arena, FrameOwner::kStandby, *node.standby);
+  nodes_.push_back(std::move(node));
   return OkStatus();
 }
 
@@ -103,6 +112,7 @@ Result<Slot> PageStore::Keep(std::span<const std::byte> bytes, CodecId codec, Fr
     store_failures_.fetch_add(1, std::memory_order_relaxed);
     return location.error();
   }
+  ZP_PAUSE_POINT("store.placed");
   ObjectPool& place = MustFind(location->node).PoolOf(pool);
   const Result<Handle> handle = handles_->Insert(*location, owner, checksum);
   if (!handle.ok()) {
@@ -110,6 +120,7 @@ Result<Slot> PageStore::Keep(std::span<const std::byte> bytes, CodecId codec, Fr
     store_failures_.fetch_add(1, std::memory_order_relaxed);
     return handle.error();
   }
+  ZP_PAUSE_POINT("store.published");
   // It can be moved from now on.
   place.Bind(location->offset, *handle);
   if (codec == CodecId::kRaw) raw_pages_.fetch_add(1, std::memory_order_relaxed);
@@ -151,14 +162,20 @@ void PageStore::RefOrPin(Slot slot) {
 }
 
 void PageStore::Release(Slot slot) {
-  if (!slot.is_handle() || !handles_->Unref(slot.handle())) return;
+  if (slot.is_handle() && handles_->Unref(slot.handle())) Free(slot.handle());
+}
+
+void PageStore::Free(Handle handle) {
   releases_.fetch_add(1, std::memory_order_relaxed);
   // The entry goes before the bytes, so that a crash in between leaves bytes without entry, never an entry
   // without bytes.
-  const Location location = handles_->Retire(slot.handle());
+  ZP_PAUSE_POINT("release.unreferenced");
+  const Location location = handles_->Retire(handle);
+  ZP_PAUSE_POINT("release.retired");
   MustFind(location.node).PoolAt(location.offset).Free(location.offset, location.length);
+  ZP_PAUSE_POINT("release.freed");
   if (location.codec == CodecId::kRaw) raw_pages_.fetch_sub(1, std::memory_order_relaxed);
-  handles_->Recycle(slot.handle());
+  handles_->Recycle(handle);
 }
 
 void PageStore::SetOwner(Slot slot, Owner owner) {
@@ -229,6 +246,7 @@ Status PageStore::MoveObject(Slot slot, NodeId to) {
         published = handles_->CompareExchangeLocation(slot.handle(), word, moved.Encode());
       }
       if (published) {
+        ZP_PAUSE_POINT("move.published");
         target_pool.Bind(moved.offset, slot.handle());
         epochs_.Synchronize();
         source_pool.Free(from.offset, from.length);

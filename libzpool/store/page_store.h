@@ -89,12 +89,13 @@ class PageStore {
   static Result<std::unique_ptr<PageStore>> Create(const Options& options);
   // The store that lies in `files`, whose process is gone: all that it had published, and nothing else. Sizes
   // come from the files; of `options` the capacity is the limit from now on, and a node of the topology that
-  // has no file starts empty. A file of a node that the topology lacks is taken as it is; that node accepts
-  // nothing. What is found to be damaged is dropped and counted. Nothing but this process may have the files
-  // mapped. Until FinishRecovery only AdoptReference and Load may be called.
-  // kUnsupported: a file has another layout version; kInvalid: what is no file of a store, or not all of one;
-  // kNoMemory: of the kernel. The files are then as good as before: it can be tried again, as it can after a
-  // crash in the middle. Slow.
+  // has no file starts empty. A file of a node that the topology lacks is taken as it is, and that node
+  // accepts nothing new. What is damaged is dropped and counted. No other process may have the files mapped.
+  // Then each slot that survived is adopted (OffsetIndex::Recover does it), then FinishRecovery is called;
+  // until then nothing else may be called but Load and what only looks. kUnsupported: a file has another
+  // layout version; kInvalid: one is no such file, or there are two of one node; kNoMemory: of the kernel.
+  // Nothing is lost then, nor by a crash in the middle: it can be done again, with other descriptors of the
+  // same files (these are closed). Slow: some 0.1 us per object.
   static Result<std::unique_ptr<PageStore>> Recover(const Options& options, StoreFiles files,
                                                     RecoveryStats* stats);
   // One more reference to the object of a slot that survived. False: there is no such object, the slot is
@@ -103,7 +104,13 @@ class PageStore {
   // Every slot that survived has been adopted: frees the objects that nobody holds. The store is as any other
   // from here on.
   void FinishRecovery(RecoveryStats* stats);
-  // Every slot must have been released.
+  // Lets go of everything and leaves the files as they are, for a successor that holds their descriptors.
+  // Only destroying comes after: of the store, and before it of the indexes over it (see
+  // IndexArena::Abandon).
+  void Abandon() { stage_ = Stage::kAbandoned; }
+
+  // Every slot must have been released; but in a store that was abandoned, or whose recovery was not
+  // finished.
   ~PageStore();
   PageStore(const PageStore&) = delete;
   PageStore& operator=(const PageStore&) = delete;
@@ -202,6 +209,11 @@ class PageStore {
     std::unique_ptr<std::atomic<bool>> accepts;
 
     std::array<ObjectPool*, 3> pools() const { return {zsmalloc.get(), zbud.get(), standby.get()}; }
+    // The pool that uses spans with this tag; null: none does.
+    ObjectPool* OwnerOf(SpanTag tag) const {
+      if (tag.owner == FrameOwner::kNone || static_cast<int>(tag.owner) >= kFrameOwners) return nullptr;
+      return &PoolOf(tag.owner);
+    }
     // Gives idle frames back; how many.
     uint64_t Trim() const {
       uint64_t frames = 0;
@@ -218,8 +230,16 @@ class PageStore {
     }
   };
 
+  // What the destructor does: only a live store is emptied.
+  enum class Stage : uint8_t { kLive, kRecovering, kAbandoned };
+
   PageStore(const Options& options, uint64_t capacity_frames);
-  Status Init();
+  FrameArena::Options ArenaOptions(NodeId node) const;
+  Status AddNode(std::unique_ptr<FrameArena> arena);
+  // The parts of Recover: spans by their tags, then what the entries name, then all is in circulation.
+  Status AdoptSpans(const Node& node, RecoveryStats* stats);
+  void AdoptObjects(RecoveryStats* stats);
+  AdoptOutcome AdoptObject(Handle handle, const Location& location) const;
   // The object's place and length, filled with `bytes`.
   Result<Location> Place(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
                          Limits limits);
@@ -227,6 +247,8 @@ class PageStore {
   Result<Slot> Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
                     Limits limits, Owner owner, uint32_t checksum);
   Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch);
+  // Of an object without references.
+  void Free(Handle handle);
   const Node& MustFind(NodeId node) const;
   const Node* NodeOf(NodeId node) const {
     const int index = options_.topology.IndexOf(node);
@@ -239,6 +261,7 @@ class PageStore {
   Migrator migrator_{epochs_};
   std::unique_ptr<HandleTable> handles_;
   std::vector<Node> nodes_;  // in the order of the topology
+  Stage stage_ = Stage::kLive;
   std::atomic<PoolKind> pool_;
   std::atomic<uint64_t> same_filled_{0};
   std::atomic<uint64_t> raw_pages_{0};
