@@ -1,5 +1,6 @@
 #include "libzpool/index/index_arena.h"
 
+#include <algorithm>
 #include <new>
 #include <utility>
 
@@ -41,6 +42,71 @@ IndexArena::IndexArena(MemoryFile file, uint32_t max_nodes)
       max_nodes_(max_nodes) {
   MutexLock lock(mu_);
   reserve_.reserve(kReservedNodes);
+}
+
+Result<std::unique_ptr<IndexArena>> IndexArena::Recover(UniqueFd fd) {
+  MemoryFile file = ZP_TRY(MemoryFile::Adopt(std::move(fd), FileKind::kIndexNodes, kIndexLayoutVersion));
+  const uint64_t nodes = file.header().params[0];
+  if (nodes == 0 || nodes % kGrowNodes != 0 || nodes > uint64_t{1} << kIndexNodeBits ||
+      file.size() != NodesOffset(nodes) + nodes * kIndexNodeBytes)
+    return Error{Errc::kInvalid, 0, "the number of nodes of an index"};
+  // Both arrays have memory from their start on, in steps; a step that was not finished was not used yet.
+  const auto present = [&](uint64_t begin, uint64_t node_bytes) -> Result<uint64_t> {
+    const MemoryFile::Extent extent = ZP_TRY(file.NextExtent(begin));
+    const uint64_t bytes = extent.begin == begin ? extent.end - begin : 0;
+    return std::min(bytes / node_bytes, nodes) / kGrowNodes * kGrowNodes;
+  };
+  const uint64_t populated = std::min(ZP_TRY(present(kPageBytes, sizeof(uint64_t))),
+                                      ZP_TRY(present(NodesOffset(nodes), kIndexNodeBytes)));
+  if (populated < nodes) {
+    file.Punch(kPageBytes + populated * sizeof(uint64_t), (nodes - populated) * sizeof(uint64_t));
+    file.Punch(NodesOffset(nodes) + populated * kIndexNodeBytes, (nodes - populated) * kIndexNodeBytes);
+  }
+  std::unique_ptr<IndexArena> arena(new (std::nothrow)
+                                        IndexArena(std::move(file), static_cast<uint32_t>(nodes)));
+  if (arena == nullptr) return Error{Errc::kNoMemory, 0, "index arena"};
+  arena->keeps_trees_ = true;
+  arena->places_ = ZP_TRY(Mapping::Anonymous((populated + 1) * sizeof(uint64_t)));
+  arena->populated_.store(static_cast<uint32_t>(populated), std::memory_order_release);
+  for (uint64_t node = 0; node < populated; ++node) arena->meta_[node].store(0, std::memory_order_relaxed);
+  return arena;
+}
+
+IndexArena::Reached IndexArena::Reach(uint32_t node, unsigned level, uint64_t first_page) {
+  ZP_CHECK(places_.valid(), "a node is reached while the arena is recovered");
+  if (node == 0 || node >= populated_.load(std::memory_order_relaxed)) return Reached::kNever;
+  const uint64_t here = (first_page << 4) | (level + 1);
+  uint64_t& place = reinterpret_cast<uint64_t*>(places_.data())[node];
+  if (place != 0 && place != here) return Reached::kNever;
+  meta_[node].fetch_add(kOneRef, std::memory_order_relaxed);
+  if (place == here) return Reached::kAgain;
+  place = here;
+  in_use_.fetch_add(1, std::memory_order_relaxed);
+  // Readers ask for it (InBounds).
+  if (node >= next_fresh_.load(std::memory_order_relaxed))
+    next_fresh_.store(node + 1, std::memory_order_release);
+  return Reached::kFirst;
+}
+
+void IndexArena::FinishRecovery() {
+  ZP_CHECK(places_.valid(), "recovery of an index arena is finished once");
+  uint32_t first = 0;
+  for (uint32_t node = next_fresh_.load(std::memory_order_relaxed); node-- > 1;) {
+    if (reinterpret_cast<const uint64_t*>(places_.data())[node] != 0) continue;
+    meta_[node].store(first, std::memory_order_relaxed);
+    first = node;
+  }
+  free_head_.store(first, std::memory_order_release);
+  places_ = Mapping();
+  keeps_trees_ = false;
+  uint32_t missing = kReservedNodes;
+  for (; missing != 0; --missing) {
+    const Result<uint32_t> node = Take();
+    if (!node.ok()) break;  // those that are freed fill it up
+    MutexLock lock(mu_);
+    reserve_.push_back(*node);
+  }
+  reserve_missing_.store(missing, std::memory_order_relaxed);
 }
 
 Result<uint32_t> IndexArena::Allocate() {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "libzpool/base/fd.h"
+#include "libzpool/base/mapping.h"
 #include "libzpool/base/memory_file.h"
 #include "libzpool/base/mutex.h"
 #include "libzpool/base/result.h"
@@ -41,10 +42,22 @@ class IndexArena {
   static Result<std::unique_ptr<IndexArena>> Create(uint32_t max_nodes = kDefaultMaxNodes);
   // The nodes that lie in `fd`, whose process is gone. Then each tree is recovered (OffsetIndex::Recover),
   // then FinishRecovery is called; until then nothing else may be done with the arena or the trees but to
-  // read them. Errors: as PageStore::Recover.
+  // read them. Errors: as MemoryFile::Adopt; kInvalid where the number of nodes makes no sense.
   static Result<std::unique_ptr<IndexArena>> Recover(UniqueFd fd);
   // Lets the nodes be used again that no recovered tree has reached.
   void FinishRecovery();
+  // Leaves the file as it is, for a successor that holds its descriptor. The trees are then not emptied when
+  // they are destroyed, and only destroying comes after. An arena whose recovery was not finished is as if
+  // this had been called.
+  void Abandon() { keeps_trees_ = true; }
+  bool keeps_trees() const { return keeps_trees_; }
+
+  // While it is being recovered: counts one reference to `node`, as found in a word of a tree. A node is at
+  // one level, and stands for the pages from one page on, in every tree that shares it: kNever where this one
+  // is known to be elsewhere or cannot be at all, and nothing is counted then.
+  enum class Reached { kFirst, kAgain, kNever };
+  Reached Reach(uint32_t node, unsigned level, uint64_t first_page);
+
   IndexArena(const IndexArena&) = delete;
   IndexArena& operator=(const IndexArena&) = delete;
 
@@ -100,6 +113,8 @@ class IndexArena {
   void Clear(uint32_t node);
 
   MemoryFile file_;
+  Mapping places_;  // while it is being recovered: by node, where it was reached, see Reach
+  bool keeps_trees_ = false;
   std::atomic<uint64_t>* const meta_;
   std::atomic<uint32_t>* const nodes_;
   const uint32_t max_nodes_;

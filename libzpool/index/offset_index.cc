@@ -33,7 +33,7 @@ OffsetIndex::OffsetIndex(IndexArena& arena, PageStore& store, std::unique_ptr<St
     : arena_(&arena), store_(&store), state_(std::move(state)) {}
 
 OffsetIndex::~OffsetIndex() {
-  if (state_ == nullptr) return;
+  if (state_ == nullptr || arena_->keeps_trees()) return;
   const uint32_t node = state_->root->load(std::memory_order_acquire);
   if (node == 0) return;
   state_->root->store(0, std::memory_order_release);
@@ -151,6 +151,7 @@ Status OffsetIndex::Rekey(PageIndex from, PageIndex to, PageCount n) {
 }
 
 Result<OffsetIndex> OffsetIndex::Clone(std::atomic<uint32_t>* root) {
+  ZP_DCHECK(counts().busy == 0, "a clone of an index with busy slots");
   std::unique_ptr<State> state(new (std::nothrow) State(root));
   if (state == nullptr) return Error{Errc::kNoMemory, 0, "offset index"};
   state->maybe_shared.store(true, std::memory_order_release);
@@ -261,14 +262,13 @@ Result<uint32_t> OffsetIndex::CopyNode(uint32_t node, unsigned level, Memory mem
     if (level > 0) {
       arena_->AddRef(ChildOf(word));
     } else {
-      const Slot slot = Slot::FromRaw(word);
-      ZP_DCHECK(slot.is_stored(), "busy or filling slot in a leaf that clones share");
+      const Slot slot = Slot::FromRaw(word).Settled();
       if (memory == Memory::kReserved) {
         store_->RefOrPin(slot);
       } else if (const Status status = store_->Ref(slot); !status.ok()) {
         // Never the last references: the leaf that we copy from has its own.
         for (unsigned j = 0; j < i; ++j)
-          store_->Release(Slot::FromRaw(to[j].load(std::memory_order_relaxed)));
+          store_->Release(Slot::FromRaw(to[j].load(std::memory_order_relaxed)).Settled());
         if (arena_->DropRef(copy)) arena_->Recycle(copy);
         return status.error();
       }

@@ -63,18 +63,20 @@ class OffsetIndex {
                                     std::atomic<uint32_t>* root = nullptr);
 
   // The tree under *root, which survived the process that made it; an empty one if the word is 0. Arena and
-  // store are being recovered. Counts the tree's references to nodes and objects. What makes no sense is
-  // dropped: a slot whose object is gone becomes Slot::Lost(), or its filling form if it was filling; a word
-  // that is no slot becomes Slot::Lost(); a branch that is none is cut off.
-  // unsettled(page, slot), if given, for each slot that is filling or busy, in order: the caller settles them
-  // by CompareExchange when the recovery is finished. It must not change the index. (Trees that share a leaf
-  // have no such slots in it: there they are settled here, a filling one as stored, a busy one as lost.)
-  // kNoMemory: of the kernel. Then, and after a crash in the middle, all is recovered anew from the files.
+  // store are being recovered, and one tree after the other. Counts the tree's references to nodes and
+  // objects. What makes no sense, which a crash alone does not leave, is dropped: a slot whose object is gone
+  // or that is none becomes Slot::Lost(), or its filling form if it was filling. A branch that is none is cut
+  // off: what it held is not known, and its pages are empty. So where `stats` counts such, it is for the
+  // caller to see to it that nobody takes the tree's empty pages for fresh ones. unsettled(page, slot), if
+  // given, for each slot that is filling or busy, in order: the caller settles them by CompareExchange when
+  // the recovery is finished. It must not change the index. kNoMemory: of the kernel. Then, and after a crash
+  // in the middle, all is recovered anew from the files.
   using Unsettled = std::function<void(PageIndex page, Slot slot)>;
   static Result<OffsetIndex> Recover(IndexArena& arena, PageStore& store, std::atomic<uint32_t>* root,
                                      const Unsettled& unsettled, RecoveryStats* stats);
 
-  // Releases all that is in it. Busy slots are forgotten: their owner settles them before.
+  // Releases all that is in it, unless the arena keeps its trees. Busy slots are forgotten: their owner
+  // settles them before.
   ~OffsetIndex();
   OffsetIndex(OffsetIndex&&) noexcept;
   OffsetIndex& operator=(OffsetIndex&&) noexcept;
@@ -106,9 +108,9 @@ class OffsetIndex {
   // one is given back.)
   Status Rekey(PageIndex from, PageIndex to, PageCount n);
 
-  // A second index with the same content, in constant time. There must be no busy or filling slot (checked in
-  // debug builds when a leaf is copied), since those belong to one thread of one index. Owner words keep
-  // naming this index's client. `root` as for Create: it is written last, and with that the clone exists.
+  // A second index with the same content, in constant time. There must be no busy (checked in debug builds)
+  // and no filling slot, since those belong to one thread of one index. Owner words keep naming this index's
+  // client. `root` as for Create: it is written last, and with that the clone exists.
   Result<OffsetIndex> Clone(std::atomic<uint32_t>* root = nullptr);
 
   // fn(PageIndex, Slot) for each slot of [begin, end) that is not empty, in order. fn returns nothing, or a
@@ -180,6 +182,7 @@ class OffsetIndex {
   };
   // What DropRange and the destructor do with a slot that they own.
   struct Sink;
+  struct Recovery;
   enum class Memory { kMayFail, kReserved };
   // The word that names a node: a number in a root, a tagged one in a parent.
   class Link {
@@ -205,6 +208,7 @@ class OffsetIndex {
     return (page >> (level * kIndexFanoutBits)) & (kIndexFanout - 1);
   }
   static uint64_t PagesBelow(unsigned level) { return uint64_t{1} << ((level + 1) * kIndexFanoutBits); }
+  static uint32_t ChildWord(uint32_t node) { return (node << Slot::kTagBits) | kChildTag; }
   static uint32_t ChildOf(uint32_t word) { return word >> Slot::kTagBits; }
   static unsigned KindOf(Slot slot);
   void Count(Slot slot, int64_t delta);
