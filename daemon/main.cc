@@ -3,14 +3,20 @@
 #include <signal.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <string>
+#include <vector>
 
+#include "daemon/control/estate.h"
 #include "daemon/control/server.h"
+#include "daemon/keeper/fd_store.h"
+#include "daemon/keeper/keeper.h"
+#include "daemon/keeper/supervisor.h"
 #include "daemon/options.h"
-#include "libzpool/frame/topology.h"
 
 namespace uzswap {
 namespace {
@@ -38,6 +44,21 @@ int Fail(const zp::Error& error, const Options& options) {
   return 1;
 }
 
+// What a successor is started with: no more of the command line than is still true.
+std::vector<std::string> SuccessorArguments(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  for (int i = 0; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--supervise") continue;
+    if (argument == "--ready-fd" || argument == "--successor") {
+      ++i;
+    } else if (!argument.starts_with("--ready-fd=")) {
+      arguments.push_back(argument);
+    }
+  }
+  return arguments;
+}
+
 int Main(int argc, char** argv) {
   int exit_status = 0;
   auto options = ParseOptions(argc, argv, &exit_status);
@@ -46,31 +67,41 @@ int Main(int argc, char** argv) {
   spdlog::set_pattern("%n: %l: %v");
   spdlog::set_level(options->log_level == "warn" ? spdlog::level::warn
                                                  : spdlog::level::from_str(options->log_level));
+  if (options->check_state >= 0) return Estate::Check(options->check_state);
+  if (options->supervise) {
+    const int status = Supervise();
+    if (status >= 0) return status;
+  }
+  (void)prctl(PR_SET_NAME, "uzswapd");  // a successor's would be that of its descriptor
   (void)signal(SIGPIPE, SIG_IGN);
   RaiseDescriptorLimit();
   if (options->pool_limit_bytes == 0) options->pool_limit_bytes = MachineBytes() / 2;
 
-  auto table = ClientTable::Create();
-  if (!table.ok()) return Fail(table.error(), *options);
-  auto store = zp::PageStore::Create(
-      {.topology = zp::Topology::Detect(),
-       .capacity = zp::Bytes(options->pool_limit_bytes),
-       .codec = options->codec == "raw" ? zp::CodecId::kRaw : zp::CodecId::kLz4,
-       .pool = options->pool == "zbud" ? zp::PoolKind::kZbud : zp::PoolKind::kZsmalloc});
-  if (!store.ok()) return Fail(store.error(), *options);
-  auto index_arena = zp::IndexArena::Create();
-  if (!index_arena.ok()) return Fail(index_arena.error(), *options);
-
-  Server server(*options, **store, **index_arena, *table);
+  const FdStore kept = FdStore::Find();
+  const bool takes_over = options->successor >= 0 || kept.HasState();
+  auto estate = takes_over ? Estate::TakeOver(*options, kept) : Estate::Create(*options);
+  if (!estate.ok()) return Fail(estate.error(), *options);
+  Keeper keeper(*estate->table, SuccessorArguments(argc, argv));
+  Server server(*options, *estate, keeper);
   const auto started = server.Start();
-  if (!started.ok()) return Fail(started.error(), *options);
-  if (options->ready_fd >= 0) {
+  if (!started.ok()) {
+    const int status = Fail(started.error(), *options);
+    // What was taken over is the next one's: no destructor may give it up.
+    if (takes_over) _exit(status);
+    return status;
+  }
+  FdStore::Ready(options->socket_path);
+  if (options->ready_fd >= 0 && options->successor < 0) {
     (void)!write(options->ready_fd, "1\n", 2);
     (void)close(options->ready_fd);
   }
   spdlog::info("listening on {}, pool {} of at most {} MiB, codec {}", options->socket_path, options->pool,
                options->pool_limit_bytes >> 20, options->codec);
-  return server.Run();
+  const int status = server.Run();
+  if (status != 0) _exit(status);  // a failure: the successor's turn, see above
+  // Everything is home, or nobody is left.
+  estate->table->header().armed.store(0);
+  return 0;
 }
 
 }  // namespace

@@ -41,6 +41,12 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_status) {
   app.add_option("--log-level", options.log_level, "what is logged")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
       ->capture_default_str();
+  app.add_flag(
+      "--supervise", options.supervise,
+      "stay in the foreground as the parent of the daemon and of its successors; for service managers");
+  // What a keeper and `uzswap upgrade` pass; nothing for people.
+  app.add_option("--successor", options.successor)->group("");
+  app.add_option("--check-state", options.check_state)->group("");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

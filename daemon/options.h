@@ -18,6 +18,9 @@ struct Options {
   std::string pool = "zsmalloc";
   uint64_t pool_limit_bytes = 0;  // 0: half of the machine's memory
   std::string log_level = "info";
+  bool supervise = false;  // stay as the parent of daemon and successors
+  int successor = -1;      // take over the state whose client table this descriptor is
+  int check_state = -1;    // only say whether this program could
 };
 
 // Parses; prints help, version or a complaint itself. Nothing: the process shall end with *exit_status.

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +18,11 @@
 namespace uzswap {
 
 using std::chrono::steady_clock;
+
+namespace {
+// There is one report for each command; a client that sends many shall not hold us up.
+constexpr int kReportsPerLook = 8;
+}  // namespace
 
 zp::Result<std::unique_ptr<AgentChannel>> AgentChannel::Create() {
   // Sealed in size before a client has it: one that is cut short would be a SIGBUS for us.
@@ -34,22 +40,38 @@ zp::Result<std::unique_ptr<AgentChannel>> AgentChannel::Create() {
   return channel;
 }
 
-// Takes one report if one waits. A client that sends anything else here is not our agent any more.
-bool AgentChannel::TakeReport() {
-  std::byte buffer[256];
-  auto packet = ReceivePacket(socket_->get(), buffer, Descriptors::kRefuse);
-  if (!packet.ok() && packet.error().code == zp::Errc::kAgain) return false;
-  wire::Header header{};
-  if (packet.ok() && packet->bytes >= sizeof(header)) memcpy(&header, buffer, sizeof(header));
-  if (header.type == static_cast<uint16_t>(wire::MessageType::kReport)) return true;
-  gone_ = true;
-  return false;
+zp::Result<std::unique_ptr<AgentChannel>> AgentChannel::Adopt(zp::UniqueFd ring) {
+  struct stat status {};
+  constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+  if (fstat(ring.get(), &status) != 0 || status.st_size != static_cast<off_t>(wire::kRingBytes) ||
+      (fcntl(ring.get(), F_GET_SEALS) & kSizeSeals) != kSizeSeals) {
+    return zp::Error{zp::Errc::kInvalid, 0, "the ring of a client"};
+  }
+  zp::Mapping mapping = ZP_TRY(zp::Mapping::Shared(ring.get(), 0, wire::kRingBytes));
+  return std::unique_ptr<AgentChannel>(new AgentChannel(std::move(ring), std::move(mapping)));
+}
+
+bool AgentChannel::Settled() const {
+  const uint32_t command = ring()->header.command.load(std::memory_order_acquire);
+  return command == wire::kIdle || command == wire::kDone;
+}
+
+// A client that sends anything but reports here is not our agent any more.
+void AgentChannel::TakeReports() {
+  for (int taken = 0; taken < kReportsPerLook && !gone_; ++taken) {
+    std::byte buffer[256];
+    auto packet = ReceivePacket(socket_->get(), buffer, Descriptors::kRefuse);
+    if (!packet.ok() && packet.error().code == zp::Errc::kAgain) return;
+    wire::Header header{};
+    if (packet.ok() && packet->bytes >= sizeof(header)) memcpy(&header, buffer, sizeof(header));
+    gone_ = header.type != static_cast<uint16_t>(wire::MessageType::kReport);
+  }
 }
 
 bool AgentChannel::Ready() {
   if (gone_ || socket_ == nullptr) return false;
-  if (outstanding_ && TakeReport()) outstanding_ = false;
-  return !outstanding_ && !gone_;
+  TakeReports();
+  return Settled() && !gone_;
 }
 
 void AgentChannel::ResetResults() {
@@ -76,17 +98,14 @@ zp::Status AgentChannel::Post(wire::Opcode opcode, std::span<const uint64_t> pag
     if (shared.header.command.compare_exchange_strong(expected, wire::kIdle, std::memory_order_acq_rel))
       return sent;
   }
-  outstanding_ = true;
   return zp::OkStatus();
 }
 
 AgentChannel::AwaitOutcome AgentChannel::Await(std::chrono::milliseconds timeout) {
   const auto deadline = steady_clock::now() + timeout;
-  while (outstanding_) {
-    if (TakeReport()) {
-      outstanding_ = false;
-      break;
-    }
+  while (!Settled()) {
+    TakeReports();
+    if (Settled()) break;
     if (gone_) return AwaitOutcome::kGone;
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - steady_clock::now());
     if (left.count() <= 0) return AwaitOutcome::kTimeout;
@@ -98,13 +117,14 @@ AgentChannel::AwaitOutcome AgentChannel::Await(std::chrono::milliseconds timeout
 
 bool AgentChannel::RevokePending() {
   uint32_t expected = wire::kPending;
-  if (!ring()->header.command.compare_exchange_strong(expected, wire::kRevoked, std::memory_order_acq_rel))
-    return false;
-  outstanding_ = false;  // the agent will find nothing to run behind this doorbell, and reports nothing
-  return true;
+  // The agent will find nothing to run behind this doorbell.
+  return ring()->header.command.compare_exchange_strong(expected, wire::kIdle, std::memory_order_acq_rel);
 }
 
-void AgentChannel::MarkRevoked() { ring()->header.command.store(wire::kRevoked, std::memory_order_release); }
+void AgentChannel::MarkRevoked() {
+  uint32_t expected = wire::kRunning;  // else it is over already
+  ring()->header.command.compare_exchange_strong(expected, wire::kRevoked, std::memory_order_acq_rel);
+}
 
 bool AgentChannel::TryTakeGate(std::chrono::microseconds patience) {
   auto& gate = ring()->header.gate;

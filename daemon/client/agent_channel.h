@@ -1,7 +1,9 @@
 // The daemon's end of one agent: its ring, its gate and its socket.
 //
-// Idea: one command at a time. Post writes it to the ring and rings the bell; Await waits for the report.
-// What the agent may corrupt is read as a hint only (daemon/wire/ring.h).
+// Idea: one command at a time. Post writes it to the ring and rings the bell; the ring's command word says
+// what became of it, and the agent's report is only the bell in the other direction: so a successor that
+// takes over ring and socket in the middle of a command knows all that there is to know. What the agent may
+// corrupt is read as a hint only (daemon/wire/ring.h).
 //
 // Threads: Post, Await and Revoke belong to whoever holds the client's eviction lock. The gate belongs to the
 // holder of the client's reader lock. result() and CopyPage() are for any thread.
@@ -25,11 +27,15 @@ namespace uzswap {
 class AgentChannel {
  public:
   static zp::Result<std::unique_ptr<AgentChannel>> Create();
+  // Takes over the ring of another daemon's client. kInvalid: it is none.
+  static zp::Result<std::unique_ptr<AgentChannel>> Adopt(zp::UniqueFd ring);
 
   int ring_fd() const { return ring_fd_.get(); }
+  int socket_fd() const { return socket_ == nullptr ? -1 : socket_->get(); }
   void SetSocket(std::shared_ptr<const zp::UniqueFd> socket) { socket_ = std::move(socket); }
 
-  // Whether a command can be posted: an agent whose command was revoked must first say that it is back.
+  // Whether a command can be posted: an agent whose command was revoked while it ran must first be done with
+  // it.
   bool Ready();
   // Forgets the results of the last command. Before slots point at them: a fault believes what it finds
   // there.
@@ -64,12 +70,14 @@ class AgentChannel {
   AgentChannel(zp::UniqueFd fd, zp::Mapping mapping)
       : ring_fd_(std::move(fd)), mapping_(std::move(mapping)) {}
   wire::Ring* ring() const { return reinterpret_cast<wire::Ring*>(mapping_.data()); }
-  bool TakeReport();
+  // Nothing is posted, or all that was is over.
+  bool Settled() const;
+  // Takes the reports that wait, which say no more than "look at the ring".
+  void TakeReports();
 
   zp::UniqueFd ring_fd_;
   zp::Mapping mapping_;
   std::shared_ptr<const zp::UniqueFd> socket_;
-  bool outstanding_ = false;  // a command is posted and not reported
   bool gone_ = false;
 };
 

@@ -1,7 +1,9 @@
 #include "daemon/client/client.h"
 
 #include <sys/mman.h>
+#include <sys/random.h>
 
+#include <cstring>
 #include <thread>
 
 namespace uzswap {
@@ -22,24 +24,33 @@ Client::Client(ClientServices services, ClientIdentity identity, Userfaultfd uff
       identity_(std::move(identity)),
       uffd_(std::move(uffd)),
       record_(record),
+      stats_(services_.table.stats(record)),
       index_(std::move(index)) {}
 
 zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, ClientIdentity identity,
                                                    Userfaultfd uffd, ProcessMemory memory,
                                                    std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
                                                    uint64_t limit_bytes) {
-  zp::OffsetIndex index = ZP_TRY(zp::OffsetIndex::Create(services.index_arena, services.store));
   ClientRecord* record = ZP_TRY(services.table.Allocate());
+  auto index = zp::OffsetIndex::Create(services.index_arena, services.store, RootOf(record));
+  if (!index.ok() || getrandom(&record->domain, sizeof(record->domain), 0) != sizeof(record->domain)) {
+    services.table.Free(record);
+    return index.ok() ? zp::ErrnoError("getrandom") : index.error();
+  }
   record->pid = identity.pid;
   record->uid = identity.uid;
-  record->has_ring = 1;
+  (void)identity.comm.copy(record->comm, sizeof(record->comm) - 1);
+  record->uffd_fd = uffd.fd();
+  record->ring_fd = channel->ring_fd();
+  record->socket_fd = channel->socket_fd();
+  NoteFiles(record, memory);
   record->arena_start = ranges.arena.start;
   record->arena_bytes = ranges.arena.end - ranges.arena.start;
   record->staging_start = ranges.staging.start;
   record->staging_bytes = ranges.staging.end - ranges.staging.start;
   record->limit_bytes = limit_bytes;
   auto client = std::shared_ptr<Client>(
-      new Client(services, std::move(identity), std::move(uffd), record, std::move(index)));
+      new Client(services, std::move(identity), std::move(uffd), record, std::move(*index)));
   client->memory_ = std::move(memory);
   client->has_memory_ = true;
   client->channel_ = std::move(channel);
@@ -52,6 +63,7 @@ zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, Clie
 }
 
 Client::~Client() {
+  ClientTable::Retire(record_);
   // The index releases what it holds; nobody can fault any more, or the memory is gone.
   std::vector<Slot> dropped;
   index_.DropRange(PageIndex(0), PageIndex(zp::kPageIndexLimit), &dropped);
@@ -124,6 +136,11 @@ Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch)
     registered_.clear();
   }
   return result;
+}
+
+void Client::SetLimit(uint64_t bytes) {
+  limit_bytes_.store(bytes, std::memory_order_relaxed);
+  record_->limit_bytes = bytes;
 }
 
 void Client::Dismiss() {

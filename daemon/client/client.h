@@ -32,8 +32,9 @@
 #include <vector>
 
 #include "daemon/client/agent_channel.h"
-#include "daemon/client/client_stats.h"
 #include "daemon/client/victim_scanner.h"
+#include "daemon/keeper/inherited_descriptors.h"
+#include "daemon/state/client_stats.h"
 #include "daemon/state/client_table.h"
 #include "daemon/state/range_set.h"
 #include "daemon/sys/process_memory.h"
@@ -102,6 +103,12 @@ class Client {
                                                     Userfaultfd uffd, ProcessMemory memory,
                                                     std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
                                                     uint64_t limit_bytes);
+  // Goes on with the client that another daemon left in `record`. `index` was recovered from there;
+  // `unfinished` are the pages whose slots were busy or filling. Errors: a descriptor is missing or is not
+  // what it should be; nothing has changed but that the others were taken. Resume must follow.
+  static zp::Result<std::shared_ptr<Client>> Recover(ClientServices services, ClientRecord* record,
+                                                     InheritedDescriptors& inherited, zp::OffsetIndex index,
+                                                     std::vector<zp::PageIndex> unfinished);
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -109,13 +116,22 @@ class Client {
   uint32_t id() const { return record_->id; }
   const ClientIdentity& identity() const { return identity_; }
   bool has_agent() const { return channel_ != nullptr; }
+  int socket_fd() const { return channel_ == nullptr ? -1 : channel_->socket_fd(); }
+  int ring_fd() const { return channel_ == nullptr ? -1 : channel_->ring_fd(); }
   const Userfaultfd& uffd() const { return uffd_; }
   ClientStats& stats() { return stats_; }
   const ClientStats& stats() const { return stats_; }
   // Pages that are with us now, and how many of them are same-filled.
   zp::OffsetIndex::Counts stored_counts() const { return index_.counts(); }
-  std::atomic<uint64_t>& limit_bytes() { return limit_bytes_; }
   uint64_t limit_bytes() const { return limit_bytes_.load(std::memory_order_relaxed); }
+  void SetLimit(uint64_t bytes);
+  // The agent was told that it is attached: from now on a successor goes on with the client.
+  void Publish() { ClientTable::Publish(record_); }
+  // Finishes what the daemon before was at, and wakes everybody who waits: what it had taken is asked for
+  // again. Before anything else is done with a recovered client; every other client of the state was
+  // recovered before.
+  void Resume(InheritedDescriptors& inherited, FaultScratch& scratch)
+      ZP_EXCLUDES(evict_mu_, reader_mu_, meta_mu_);
 
   // Reads waiting messages, applies the events among them, and appends the faults, oldest first.
   void ReadMessages(std::vector<Fault>* faults) ZP_EXCLUDES(reader_mu_, meta_mu_);
@@ -149,6 +165,10 @@ class Client {
   // Samples the resident set (between samples faults add to the figure); 0 for a client whose pid is not
   // known.
   uint64_t SampleResident();
+  // Where a client's index has its root: in its record, so that a successor finds the tree.
+  static std::atomic<uint32_t>* RootOf(ClientRecord* record) {
+    return reinterpret_cast<std::atomic<uint32_t>*>(&record->index_root);
+  }
   // Asks the kernel whether the memory is gone.
   bool Gone() const { return uffd_.TargetGone(); }
 
@@ -183,11 +203,19 @@ class Client {
       ZP_REQUIRES(reader_mu_, meta_mu_);
   void ApplyUnmap(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped)
       ZP_REQUIRES(reader_mu_, meta_mu_);
+  // Notes where mremap moved something: an UNMAP of such a place may be an older mapping's (H25).
+  void NoteArrival(uint64_t start, uint64_t end) ZP_REQUIRES(meta_mu_);
   void ApplyFork(int child_fd) ZP_REQUIRES(reader_mu_, meta_mu_);
   void Drop(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped) ZP_REQUIRES(meta_mu_);
   // Stores or reinstates every page of the batch in flight, so that no slot is busy.
   void SettleBatch() ZP_REQUIRES(reader_mu_, meta_mu_);
   void OverruleAgent() ZP_REQUIRES(reader_mu_);
+
+  // recovery.cc
+  static void NoteFiles(ClientRecord* record, const ProcessMemory& memory);
+  void AdoptUnfinished() ZP_REQUIRES(meta_mu_);
+  void ReplayMessages(InheritedDescriptors& inherited, std::vector<zp::Slot>* dropped)
+      ZP_REQUIRES(reader_mu_, meta_mu_);
 
   // eviction.cc
   void RefreshThreads() ZP_REQUIRES(evict_mu_);
@@ -206,6 +234,7 @@ class Client {
   uint32_t SettledResult(uint32_t n);
   bool CopyStaged(uint32_t n);
   void LoseStaged(zp::PageIndex page);
+  zp::Owner OwnerOf(zp::PageIndex page) const { return {record_->id, page, record_->domain}; }
   void PutHome(uint32_t n, FaultScratch& scratch) ZP_EXCLUDES(meta_mu_);
   bool ReplaceStaging(uint32_t n, zp::Slot with) ZP_EXCLUDES(meta_mu_);
   void Unshare(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_);
@@ -219,12 +248,14 @@ class Client {
   bool has_memory_ = false;
   std::unique_ptr<AgentChannel> channel_;  // null for a forked child
   AgentRanges ranges_;
-  ClientStats stats_;
+  ClientStats& stats_;                     // in the client table, as the record
+  std::vector<zp::PageIndex> unfinished_;  // of a recovered client, until Resume
   std::atomic<uint64_t> limit_bytes_{0};
   std::atomic<bool> evictable_{true};
   std::atomic<bool> reclaim_wanted_{false};
-  std::atomic<uint8_t> node_{0};     // where its first thread ran lately, and its objects go
-  std::atomic<bool> forked_{false};  // a fork happened: busy pages may be shared ones
+  std::atomic<uint8_t> node_{0};              // where its first thread ran lately, and its objects go
+  std::atomic<bool> forked_{false};           // a fork happened: busy pages may be shared ones
+  std::atomic<bool> ever_registered_{false};  // something may be registered
 
   zp::Mutex evict_mu_;
   bool evicting_ ZP_GUARDED_BY(evict_mu_) = true;
@@ -245,12 +276,6 @@ class Client {
   zp::OffsetIndex index_;  // Get and CompareExchange: shared; the rest: exclusive
   RangeSet registered_ ZP_GUARDED_BY(meta_mu_);
   uint64_t event_seq_ ZP_GUARDED_BY(meta_mu_) = 0;
-  // Where mremap lately moved something: an UNMAP of such a place may be an older mapping's (H25).
-  struct Arrival {
-    AddressRange range;
-    uint64_t at_ns = 0;
-  };
-  std::vector<Arrival> arrivals_ ZP_GUARDED_BY(meta_mu_);
   // Batch in flight: where the page of slot n is now (mremap moves it). Read shared, written exclusive.
   std::array<uint64_t, wire::kRingSlots> batch_page_ ZP_GUARDED_BY(meta_mu_){};
   uint32_t batch_count_ ZP_GUARDED_BY(meta_mu_) = 0;

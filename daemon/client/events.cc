@@ -19,10 +19,12 @@ namespace {
 // The agent holds the gate for one ioctl of at most kPagesPerGate pages. Longer than this means that it lost
 // its CPU or was stopped: then it is overruled.
 constexpr std::chrono::milliseconds kGatePatience{20};
-constexpr uint64_t kArrivalMemoryNs =
-    10'000'000'000;                      // far longer than a thread waits for its CPU between two steps
-constexpr int kOverrulesTolerated = 16;  // each less than
+constexpr int kOverrulesTolerated = 16;                 // each less than
 constexpr uint64_t kOverruleMemoryNs = 10'000'000'000;  // this after the one before
+
+// What stands before it is written before what stands behind: enough for a successor, which looks when this
+// process is dead, and a processor's stores are seen by itself in order.
+void CompilerBarrier() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
 PageIndex PageAt(uint64_t address) { return PageIndex::FromAddress(address); }
 PageIndex PageEnd(uint64_t address) { return PageIndex::FromAddress(address + zp::kPageBytes - 1); }
@@ -39,12 +41,15 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
     // kernel refuses with EAGAIN only until the application's thread runs on, which the read lets it do. A
     // fault that was requeued meanwhile would find its new address empty and fill it with zeros.
     zp::WriterLock lock(meta_mu_);
-    // Into the client table: a successor finds the last messages taken (design §6).
+    // Into the client table: a successor finds the last messages taken, and how far they were applied. The
+    // old ones are gone before the count of steps speaks of the new ones.
+    for (uffd_msg& message : record_->messages) message.event = 0;
+    CompilerBarrier();
+    record_->message_steps = 0;
+    CompilerBarrier();
     const auto read = uffd_.Read(std::span(record_->messages));
     const size_t count = read.ok() ? *read : 0;
     starved = !read.ok();
-    record_->messages_done = 0;
-    record_->message_count = static_cast<uint32_t>(count);
     const uint64_t now = MonotonicNs();
     bool any_event = false;
     for (size_t i = 0; i < count; ++i) {
@@ -53,18 +58,20 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
         faults->push_back({message.arg.pagefault.address & ~uint64_t{zp::kPageBytes - 1},
                            static_cast<int>(message.arg.pagefault.feat.ptid),
                            (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0, now});
+        record_->message_steps += 2;
         continue;
       }
       ZP_PAUSE_POINT("event.taken");
       any_event = true;
       ApplyEvent(message, &dropped);
-      record_->messages_done = static_cast<uint32_t>(i + 1);
+      CompilerBarrier();
+      record_->message_steps = static_cast<uint32_t>(2 * (i + 1));
+      ZP_PAUSE_POINT("event.applied");
     }
     if (any_event) {
       record_->event_seq = ++event_seq_;
       if (channel_ != nullptr) channel_->PublishEventSeq(event_seq_);
     }
-    record_->message_count = 0;
     if (channel_ != nullptr) channel_->ReleaseGate();
   }
   for (const Slot slot : dropped) Forget(slot);
@@ -148,36 +155,75 @@ void Client::ApplyEvent(const uffd_msg& message, std::vector<Slot>* dropped) {
 
 // The kernel announces an unmapping after it is done, and mremap announces that of the old place after the
 // move was read: another thread can have moved a mapping, with what we hold of it, to the place meanwhile
-// (H25). Whether what arrived there lately is what was unmapped says the mapping: if one is there and
-// registered, it is not.
+// (H25). Then the UNMAP is an older mapping's, and spares what arrived. It is known to be if something was
+// registered at the place when the arrival was applied: the kernel could not have moved a mapping there
+// otherwise. What was registered without our knowledge (a mapping that grew) is seen by the mapping that is
+// there now; but not where the UNMAP is of an arrival's end, for that is how a mapping shrinks, and it may
+// have grown again since, of which nobody tells.
 void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped) {
   const uint64_t now = MonotonicNs();
-  std::erase_if(arrivals_, [&](const Arrival& arrival) { return now - arrival.at_ns > kArrivalMemoryNs; });
   RangeSet gone;
   gone.Add(start, end);
-  for (const Arrival& arrival : arrivals_) {
-    for (const AddressRange& part : gone.Intersect(arrival.range.start, arrival.range.end)) {
+  for (Arrival& arrival : record_->arrivals) {
+    if (!arrival.IsRecent(now)) continue;
+    if (arrival.has_late() && arrival.late_start < end && start < arrival.late_end) {
+      gone.Remove(arrival.start, arrival.end);
+      // Several mappings may have been there, each with an UNMAP of its own.
+      if (start <= arrival.late_start) {
+        arrival.late_start = std::min(end, arrival.late_end);
+      } else if (end >= arrival.late_end) {
+        arrival.late_end = start;
+      }
+      continue;
+    }
+    if (start > arrival.start && end >= arrival.end) continue;
+    for (const AddressRange& part : gone.Intersect(arrival.start, arrival.end)) {
       bool holds = false;
       index_.ForEach(PageAt(part.start), PageEnd(part.end), [&](PageIndex, Slot) {
         holds = true;
         return false;  // one is enough
       });
-      if (holds && has_memory_ && memory_.IsUserfaultRegistered(part.start))
-        gone.Remove(part.start, part.end);
+      if (!holds || !has_memory_) continue;
+      const auto there = memory_.ReadRegistered(part.start, part.end);
+      if (!there.ok()) continue;
+      for (const MapEntry& mapping : *there)
+        gone.Remove(std::max(part.start, mapping.start), std::min(part.end, mapping.end));
     }
   }
   for (const AddressRange& range : gone.All()) {
     Drop(range.start, range.end, dropped);
+    ZP_PAUSE_POINT("unmap.dropped");
     registered_.Remove(range.start, range.end);
     Undoom(range.start, range.end);
   }
-  std::erase_if(arrivals_, [&](const Arrival& arrival) {
-    return gone.Intersect(arrival.range.start, arrival.range.end) == std::vector<AddressRange>{arrival.range};
-  });
+  for (Arrival& arrival : record_->arrivals) {
+    if (gone.Intersect(arrival.start, arrival.end) == std::vector<AddressRange>{{arrival.start, arrival.end}})
+      arrival.at_ns = 0;
+  }
+}
+
+// Before what is registered there is forgotten.
+void Client::NoteArrival(uint64_t start, uint64_t end) {
+  // Of those that nothing more is known of, the one that arrived first is given up.
+  const auto rank = [](const Arrival& arrival) {
+    return std::pair(arrival.at_ns != 0 && arrival.has_late(), arrival.at_ns);
+  };
+  Arrival* const place =
+      std::min_element(std::begin(record_->arrivals), std::end(record_->arrivals),
+                       [&](const Arrival& a, const Arrival& b) { return rank(a) < rank(b); });
+  const std::vector<AddressRange> before = registered_.Intersect(start, end);
+  *place = {start, end, MonotonicNs(), before.empty() ? 0 : before.front().start,
+            before.empty() ? 0 : before.back().end};
 }
 
 void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
-  Drop(to, to + bytes, dropped);
+  // Once: what lies there after a crash in the middle was moved there.
+  if (record_->message_steps % 2 == 0) {
+    Drop(to, to + bytes, dropped);
+    CompilerBarrier();
+    record_->message_steps += 1;
+    ZP_PAUSE_POINT("remap.emptied");
+  }
   // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What
   // is still at the old place stays whole meanwhile.
   while (!index_.Rekey(PageAt(from), PageAt(to), PageCount(bytes / zp::kPageBytes)).ok()) {
@@ -186,9 +232,10 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
   for (uint32_t n = 0; n < batch_count_; ++n) {
     if (batch_page_[n] >= from && batch_page_[n] < from + bytes) batch_page_[n] += to - from;
   }
+  ZP_PAUSE_POINT("remap.moved");
+  NoteArrival(to, to + bytes);
   // The kernel registers the new place whole (5.3). An UNMAP of the old one follows, if it goes.
   registered_.Add(to, to + bytes);
-  arrivals_.push_back({{to, to + bytes}, MonotonicNs()});
   zp::MutexLock lock(doomed_mu_);
   const auto moved = doomed_.Intersect(from, from + bytes);
   doomed_.Remove(to, to + bytes);
@@ -198,18 +245,21 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
   }
 }
 
-// The child's context exists only in this process (6.1, H22): daemon/DESIGN.md says what that means today.
+// The child's context exists in our descriptor table alone (6.1, H22), which the keeper shares. A successor
+// knows by the child's record that this was done.
 void Client::ApplyFork(int child_fd) {
   forked_.store(true, std::memory_order_release);
   auto uffd = Userfaultfd::Adopt(zp::UniqueFd(child_fd));
   if (!uffd.ok()) return;
   SettleBatch();
-  auto clone = index_.Clone();
+  ZP_PAUSE_POINT("fork.settled");
+  auto record = services_.table.Allocate();
+  const auto clone_index = [&] { return index_.Clone(record.ok() ? RootOf(*record) : nullptr); };
+  auto clone = clone_index();
   while (!clone.ok()) {  // as in ApplyRemap: a child without its pages is no option
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    clone = index_.Clone();
+    clone = clone_index();
   }
-  auto record = services_.table.Allocate();
   if (!record.ok()) {
     // Every client number is taken. The child cannot be served, but it must never read zeros: its evicted
     // pages are marked lost before its descriptor is closed.
@@ -220,12 +270,15 @@ void Client::ApplyFork(int child_fd) {
   }
   (*record)->uid = identity_.uid;
   (*record)->parent_id = record_->id;
+  (*record)->domain = record_->domain;
+  (void)identity_.comm.copy((*record)->comm, sizeof((*record)->comm) - 1);
+  (*record)->uffd_fd = uffd->fd();
   auto child = std::shared_ptr<Client>(new Client(services_, {0, identity_.uid, identity_.comm},
                                                   std::move(*uffd), *record, std::move(*clone)));
   {
     zp::WriterLock lock(child->meta_mu_);
     child->registered_ = registered_;
-    if (has_memory_ && !registered_.empty()) {
+    if (has_memory_ && ever_registered_.load(std::memory_order_relaxed)) {
       // The child must see zeros in what is wiped on fork (H11).
       std::vector<Slot> wiped;
       auto ranges = memory_.ReadWipeOnFork();
@@ -236,6 +289,9 @@ void Client::ApplyFork(int child_fd) {
     }
     Add(child->stats_.object_bytes, Read(stats_.object_bytes));
   }
+  ZP_PAUSE_POINT("fork.cloned");
+  child->Publish();
+  ZP_PAUSE_POINT("fork.published");
   services_.host.AdoptChild(std::move(child));
 }
 
@@ -259,13 +315,14 @@ void Client::SettleBatch() {
     // Where the pool is full: neither parent nor child may lose the page, so it goes over the limit by this
     // one.
     auto stored = services_.store.StoreAlways(
-        content, {record_->id, page}, zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
+        content, OwnerOf(page), zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
     if (!stored.ok()) {
       LoseStaged(page);  // no memory at all: the last resort of a dying machine
       (void)index_.CompareExchange(page, staging, Slot::Empty());
       continue;
     }
     CountStored(*stored);
+    ZP_PAUSE_POINT("settle.stored");
     (void)index_.CompareExchange(page, staging, *stored);
     Add(stats_.evicted_pages);
   }

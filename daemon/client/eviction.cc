@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "daemon/client/client.h"
+#include "daemon/sys/clock.h"
 #include "libzpool/base/pause_point.h"
 
 namespace uzswap {
@@ -73,6 +74,7 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
     ZP_PAUSE_POINT("evict.moved");
     std::vector<uint64_t> busy;
     const uint64_t evicted = FinishBatch(scratch, &busy);
+    ZP_PAUSE_POINT("evict.finished");
     (void)ReleaseStaging();
     if (!busy.empty() && forked_.load(std::memory_order_acquire)) Unshare(busy);
     return evicted;
@@ -142,6 +144,7 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       if (round > 0 && MappingAround(before, page, &before) == mapping) continue;
       if (ArrivedAt(mapping)) continue;
       asked = true;
+      ever_registered_.store(true, std::memory_order_relaxed);
       (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
     }
     ZP_PAUSE_POINT("register.asked");
@@ -169,9 +172,10 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
 // Whether something was lately moved to where `range` is. If `range` is not it, its unmapping is still to be
 // read, and a mapping that is there instead must not look like it.
 bool Client::ArrivedAt(const AddressRange& range) {
+  const uint64_t now = MonotonicNs();
   zp::ReaderLock lock(meta_mu_);
-  return std::any_of(arrivals_.begin(), arrivals_.end(), [&](const Arrival& arrival) {
-    return range.start < arrival.range.end && arrival.range.start < range.end;
+  return std::any_of(std::begin(record_->arrivals), std::end(record_->arrivals), [&](const Arrival& arrival) {
+    return arrival.IsRecent(now) && range.start < arrival.end && arrival.start < range.end;
   });
 }
 
@@ -246,6 +250,7 @@ void Client::RunBatch(uint64_t count) {
   }
   batch_posted_ = channel_->Post(wire::kOpMove, std::span(pages).first(count), seq).ok();
   if (!batch_posted_) return;
+  ZP_PAUSE_POINT("evict.posted");
   staging_dirty_ = true;
   auto awaited = channel_->Await(kAgentPatience);
   if (awaited == AgentChannel::AwaitOutcome::kTimeout) {
@@ -313,7 +318,7 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
     // The client can write the ring: encode a copy that cannot change.
     channel_->CopyPage(n, scratch.run.data());
     const zp::PageView content(scratch.run.data(), zp::kPageBytes);
-    auto stored = services_.store.Store(content, {record_->id, PageIndex::FromAddress(address)},
+    auto stored = services_.store.Store(content, OwnerOf(PageIndex::FromAddress(address)),
                                         zp::NodeId(node_.load(std::memory_order_relaxed)), scratch.codec);
     if (!stored.ok()) {
       Add(stats_.refused_no_memory);
@@ -322,7 +327,10 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
     }
     CountStored(*stored);
     ZP_PAUSE_POINT("evict.stored");
-    if (ReplaceStaging(n, *stored)) return true;
+    if (ReplaceStaging(n, *stored)) {
+      ZP_PAUSE_POINT("evict.published");
+      return true;
+    }
     Forget(*stored);  // faulted home or dropped meanwhile
     return false;
   }

@@ -131,7 +131,8 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
     const Slot now = run == 0 ? slot : index_.Get(at);
     if (!now.is_stored()) break;
     if (index_.CompareExchange(at, now, now.Filling()) != Exchange::kDone) break;
-    if (services_.store.Load(now, PageOf(scratch, run), scratch.codec) != zp::LoadOutcome::kLoaded) {
+    if (services_.store.Load(now, PageOf(scratch, run), scratch.codec, record_->domain) !=
+        zp::LoadOutcome::kLoaded) {
       corrupt = run == 0;
       (void)index_.CompareExchange(at, now.Filling(), now);
       break;
@@ -156,6 +157,7 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
   // A run that leaves the mapping is refused whole (9.1): the first page alone may still do.
   if (result.outcome == CopyOutcome::kNoMapping && run > 1)
     result = uffd_.Copy(address, scratch.run.data(), 1);
+  ZP_PAUSE_POINT("fill.copied");
   uint64_t home = result.pages;
   if (result.outcome == CopyOutcome::kAlreadyPresent) {
     // The kernel's page is the truth; a copy beside it can only be old.
@@ -166,6 +168,7 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
     const Slot next = i < home ? Slot::Empty() : taken[i];
     // Ours alone while it is filling.
     (void)index_.CompareExchange(page + PageCount(i), taken[i].Filling(), next);
+    ZP_PAUSE_POINT("fill.published");
     if (i < home) Forget(taken[i]);
   }
   // Who waits for a page of the run that was put back has to ask again.
@@ -204,7 +207,9 @@ ResolveOutcome Client::FillFromStaging(PageIndex page, Slot slot, FaultScratch& 
 ResolveOutcome Client::GiveStaged(PageIndex page, Slot slot, FaultScratch& scratch) {
   const Slot filling = Slot::Busy(kFilling, slot.busy_payload());
   if (index_.CompareExchange(page, slot, filling) != Exchange::kDone) return ResolveOutcome::kRequeue;
+  ZP_PAUSE_POINT("give.taken");
   const CopyResult result = uffd_.Copy(page.address(), scratch.run.data(), 1);
+  ZP_PAUSE_POINT("give.copied");
   const bool home = result.outcome == CopyOutcome::kCopied || result.outcome == CopyOutcome::kAlreadyPresent;
   (void)index_.CompareExchange(page, filling, home ? Slot::Empty() : slot);
   if (result.outcome == CopyOutcome::kRetry) return ResolveOutcome::kRequeue;

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <thread>
 
+#include "libzpool/base/pause_point.h"
+
 namespace uzswap {
 namespace {
 
@@ -215,6 +217,9 @@ Connection::Next Connection::OnProof(std::span<const std::byte> packet) {
   welcome.header = MakeHeader(wire::MessageType::kWelcome, sizeof(welcome));
   welcome.client_id = client_->id();
   if (!SendPacket(socket_->get(), AsBytes(welcome)).ok()) return Next::kClose;
+  ZP_PAUSE_POINT("attach.welcomed");
+  client_->Publish();
+  ZP_PAUSE_POINT("attach.published");
   state_ = State::kAttached;
   return Next::kAttached;
 }

@@ -75,7 +75,8 @@ json DescribeClient(const Client& client, const char* state) {
 }
 
 json DescribeAll(const StatRequest& request, const ClientRegistry& registry, const zp::PageStore& store,
-                 const zp::IndexArena& index_arena, const Options& options, double uptime_seconds) {
+                 const zp::IndexArena& index_arena, const Options& options, double uptime_seconds,
+                 const Restarts& restarts) {
   const auto mine = [&](uid_t uid) { return request.uid == 0 || request.uid == uid; };
   json clients = json::array();
   uint64_t count = 0, resident = 0, stored_pages = 0, same_filled = 0, evicted = 0, faults_stored = 0,
@@ -95,7 +96,7 @@ json DescribeAll(const StatRequest& request, const ClientRegistry& registry, con
     faults_stored += Read(stats.faults_stored);
     faults_zero += Read(stats.faults_zero_fill);
     latency.Merge(stats.latency);
-    const bool limited = client->limit_bytes().load() != 0;
+    const bool limited = client->limit_bytes() != 0;
     clients.push_back(DescribeClient(*client, limited ? "limited" : "active"));
   }
   if (request.include_gone) {
@@ -113,6 +114,8 @@ json DescribeAll(const StatRequest& request, const ClientRegistry& registry, con
         {"version", kVersionText},
         {"uptime_seconds", uptime_seconds},
         {"embedded", options.embedded},
+        {"restarts", restarts.count},
+        {"since_restart_seconds", restarts.since_seconds},
         {"codec", options.codec},
         {"pool", options.pool}}},
       {"clients", std::move(clients)},

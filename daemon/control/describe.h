@@ -20,9 +20,14 @@ struct StatRequest {
   bool include_gone = false;
   uid_t uid = 0;  // who asks: root sees all, others their own
 };
+// How often the state changed hands, and how long ago (0: never).
+struct Restarts {
+  uint32_t count = 0;
+  double since_seconds = 0;
+};
 nlohmann::json DescribeAll(const StatRequest& request, const ClientRegistry& registry,
                            const zp::PageStore& store, const zp::IndexArena& index_arena,
-                           const Options& options, double uptime_seconds);
+                           const Options& options, double uptime_seconds, const Restarts& restarts);
 
 nlohmann::json DescribeNodes(const zp::PageStore& store, const PoolKeeper& keeper);
 

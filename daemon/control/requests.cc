@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "daemon/control/describe.h"
+#include "daemon/keeper/handover.h"
 #include "daemon/reclaim/reclaimer.h"
 #include "daemon/sys/packet_socket.h"
 
@@ -19,7 +20,7 @@ using nlohmann::json;
 namespace {
 
 Reply Failure(int status, const std::string& text) {
-  return {status, json{{"error", text}}.dump(), false, nullptr};
+  return {status, json{{"error", text}}.dump(), false, nullptr, false};
 }
 
 bool IsNumber(const json& request, const char* key) {
@@ -59,9 +60,9 @@ Reply HandleStat(const json& request, const RequestContext& context) {
   stat.include_gone = request.value("include_gone", json(false)) == json(true);
   return {0,
           DescribeAll(stat, context.registry, context.store, context.index_arena, context.options,
-                      context.uptime_seconds)
+                      context.uptime_seconds, context.restarts)
               .dump(-1, ' ', false, json::error_handler_t::replace),
-          false, nullptr};
+          false, nullptr, false};
 }
 
 Reply HandleLimit(const json& request, const RequestContext& context) {
@@ -73,8 +74,8 @@ Reply HandleLimit(const json& request, const RequestContext& context) {
   const uint64_t limit = request["limit_bytes"].get<uint64_t>();
   if (limit != 0 && limit < wire::kMinLimitBytes)
     return Failure(EINVAL, "the limit is below 4 MiB, less than a process needs to live");
-  for (const auto& client : targets) client->limit_bytes().store(limit);
-  return {0, json{{"schema", "uzswap.ok/1"}}.dump(), true, nullptr};
+  for (const auto& client : targets) client->SetLimit(limit);
+  return {0, json{{"schema", "uzswap.ok/1"}}.dump(), true, nullptr, false};
 }
 
 Reply HandleReclaim(const json& request, const RequestContext& context) {
@@ -128,7 +129,8 @@ std::optional<zp::NodeId> NodeOf(const json& request, const RequestContext& cont
 Reply HandleNode(const json& request, const RequestContext& context) {
   const std::string action =
       request.contains("action") && request["action"].is_string() ? request["action"].get<std::string>() : "";
-  if (action == "list") return {0, DescribeNodes(context.store, context.pool_keeper).dump(), false, nullptr};
+  if (action == "list")
+    return {0, DescribeNodes(context.store, context.pool_keeper).dump(), false, nullptr, false};
   if (action != "drain" && action != "open" && action != "balance")
     return Failure(EINVAL, "the request needs \"action\": list, drain, open or balance");
   if (context.uid != 0) return Failure(EPERM, "only root may move the pool; ask as root");
@@ -143,7 +145,7 @@ Reply HandleNode(const json& request, const RequestContext& context) {
   if (!node.has_value()) return reply;
   if (action == "open") {
     context.pool_keeper.Open(*node);
-    return {0, json{{"schema", "uzswap.ok/1"}}.dump(), false, nullptr};
+    return {0, json{{"schema", "uzswap.ok/1"}}.dump(), false, nullptr, false};
   }
   const auto& nodes = context.store.topology().nodes();
   const bool elsewhere = std::any_of(nodes.begin(), nodes.end(), [&](zp::NodeId other) {
@@ -163,6 +165,23 @@ Reply HandleNode(const json& request, const RequestContext& context) {
   return reply;
 }
 
+// Another program goes on with everything, if it says that it can.
+Reply HandleUpgrade(const json& request, const RequestContext& context) {
+  if (context.uid != 0 && context.uid != geteuid())
+    return Failure(EPERM, "only root and the daemon's own user may replace it; ask as one of them");
+  if (!request.contains("program") || !request["program"].is_string())
+    return Failure(EINVAL, "the request needs \"program\", the path of another uzswapd");
+  Reply reply;
+  reply.hand_over = true;
+  reply.later = [&table = context.table, program = request["program"].get<std::string>()] {
+    const std::string why_not = WhyNotSuccessor(program, table);
+    if (!why_not.empty()) return json{{"error", why_not}};
+    program.copy(table.header().successor, program.size());
+    return json{{"schema", "uzswap.upgrade/1"}, {"restarts", table.header().restarts + 1}};
+  };
+  return reply;
+}
+
 }  // namespace
 
 Reply HandleRequest(const std::string& text, const RequestContext& context) {
@@ -174,12 +193,13 @@ Reply HandleRequest(const std::string& text, const RequestContext& context) {
   const auto& verb = request["verb"].get_ref<const std::string&>();
   if (verb == "ping")
     return {0, json{{"schema", "uzswap.ping/1"}, {"pid", getpid()}, {"version", kVersionText}}.dump(), false,
-            nullptr};
+            nullptr, false};
   if (verb == "stat") return HandleStat(request, context);
   if (verb == "limit") return HandleLimit(request, context);
   if (verb == "reclaim") return HandleReclaim(request, context);
   if (verb == "restore") return HandleRestore(request, context);
   if (verb == "node") return HandleNode(request, context);
+  if (verb == "upgrade") return HandleUpgrade(request, context);
   return Failure(EOPNOTSUPP, "this daemon does not know that verb; it may be older than your uzswap");
 }
 

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "daemon/client/client_registry.h"
+#include "daemon/control/describe.h"
 #include "daemon/options.h"
 #include "daemon/pool/pool_keeper.h"
 #include "libzpool/index/offset_index.h"
@@ -23,8 +24,10 @@ struct RequestContext {
   zp::PageStore& store;
   zp::IndexArena& index_arena;
   PoolKeeper& pool_keeper;
+  ClientTable& table;
   const Options& options;
-  double uptime_seconds;
+  double uptime_seconds;  // since the first daemon of this state
+  Restarts restarts;
   uid_t uid;  // who asks
 };
 
@@ -33,6 +36,8 @@ struct Reply {
   std::string json;
   bool limits_changed = false;
   std::function<nlohmann::json()> later;  // set: the answer takes time, and this makes it
+  // The daemon is to end when it has answered, unless the answer is an error: the table names who goes on.
+  bool hand_over = false;
 };
 
 Reply HandleRequest(const std::string& text, const RequestContext& context);

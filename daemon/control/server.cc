@@ -1,6 +1,7 @@
 #include "daemon/control/server.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
@@ -17,6 +18,10 @@
 
 #include "daemon/control/describe.h"
 #include "daemon/control/requests.h"
+#include "daemon/keeper/fd_store.h"
+#include "daemon/sys/clock.h"
+#include "daemon/sys/machine_memory.h"
+#include "libzpool/base/pause_point.h"
 
 namespace uzswap {
 namespace {
@@ -31,6 +36,8 @@ constexpr size_t kDescriptorsPerClient = 8;  // userfaultfd, ring, socket, five 
 constexpr milliseconds kTick{50};            // while something is about to end
 constexpr seconds kChildProbe{1};            // forked children tell nobody of their end
 constexpr seconds kLingerTime{5};
+
+double SecondsSince(uint64_t then_ns) { return static_cast<double>(MonotonicNs() - then_ns) / 1e9; }
 
 size_t DescriptorLimit() {
   rlimit limit{};
@@ -47,11 +54,13 @@ zp::Status Add(int epoll, int fd, uint32_t events) {
 
 }  // namespace
 
-Server::Server(const Options& options, zp::PageStore& store, zp::IndexArena& index_arena, ClientTable& table)
+Server::Server(const Options& options, Estate& estate, Keeper& keeper)
     : options_(options),
-      store_(store),
-      index_arena_(index_arena),
-      services_{store, index_arena, table, *this} {}
+      estate_(estate),
+      keeper_(keeper),
+      store_(*estate.store),
+      index_arena_(*estate.index_arena),
+      services_{store_, index_arena_, *estate.table, *this} {}
 
 Server::~Server() {
   {
@@ -63,7 +72,9 @@ Server::~Server() {
   if (operations_thread_.joinable()) operations_thread_.join();
   reclaimer_.Stop();
   workers_.reset();
+  if (estate_.table->header().armed.load() != 0) return;
   if (listener_.valid()) (void)unlink(options_.socket_path.c_str());
+  ForEachFile([](const std::string& name, int) { FdStore::Remove(name); });
 }
 
 zp::Status Server::Start() {
@@ -77,17 +88,95 @@ zp::Status Server::Start() {
   signals_.reset(signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!epoll_.valid() || !wake_.valid() || !signals_.valid())
     return zp::ErrnoError("creating the main loop's descriptors");
-  listener_ = ZP_TRY(ListenAt(options_.socket_path));
+  listener_ = estate_.listener.valid() ? std::move(estate_.listener) : ZP_TRY(ListenAt(options_.socket_path));
+  estate_.table->header().listener_fd = listener_.get();
   ZP_TRY(Add(epoll_.get(), listener_.get(), EPOLLIN));
   ZP_TRY(Add(epoll_.get(), wake_.get(), EPOLLIN));
   ZP_TRY(Add(epoll_.get(), signals_.get(), EPOLLIN));
   if (options_.embedded && !Add(epoll_.get(), STDIN_FILENO, EPOLLIN | EPOLLRDHUP).ok()) parent_gone_ = true;
+  ForEachFile([](const std::string& name, int fd) { FdStore::Push(name, fd); });
+  // Before any message is read: one may bring a descriptor that nobody else has.
+  ZP_TRY(StartKeeper());
+  ZP_PAUSE_POINT("keeper.started");
+  estate_.table->header().armed.store(1);
   workers_ = ZP_TRY(FaultWorkers::Start([this](uint32_t id) { OnGone(id); }));
   const auto cpus = static_cast<unsigned>(workers_->count());
   reclaimer_.Start(std::min(4u, (cpus + 1) / 2));
   pool_keeper_.Start();
   operations_thread_ = std::thread([this] { RunOperations(); });
+  ResumeHeirs();
   return zp::OkStatus();
+}
+
+// By the names that Estate::Renumber looks for.
+template <typename Fn>
+void Server::ForEachFile(Fn&& fn) const {
+  const TableHeader& header = estate_.table->header();
+  fn("clients", estate_.table->fd());
+  fn("handles", header.handles_fd);
+  fn("index", header.index_fd);
+  fn("listener", header.listener_fd);
+  for (size_t i = 0; i < std::size(header.frames_fd); ++i) {
+    if (header.frames_fd[i] >= 0) fn(fmt::format("frames-{}", i), header.frames_fd[i]);
+  }
+}
+
+void Server::ForgetClient(uint32_t id) {
+  for (const char* what : {"uffd", "ring", "socket"}) FdStore::Remove(fmt::format("c{}-{}", id, what));
+}
+
+void Server::KeepClient(const Client& client) {
+  FdStore::Push(fmt::format("c{}-uffd", client.id()), client.uffd().fd());
+  if (!client.has_agent()) return;
+  FdStore::Push(fmt::format("c{}-ring", client.id()), client.ring_fd());
+  FdStore::Push(fmt::format("c{}-socket", client.id()), client.socket_fd());
+}
+
+zp::Status Server::StartKeeper() {
+  ZP_TRY(keeper_.Start());
+  return Add(epoll_.get(), keeper_.fd(), EPOLLIN);
+}
+
+void Server::ResumeHeirs() {
+  // All are recovered before the first goes on: who was forked twice must not be taken for new.
+  std::vector<std::shared_ptr<Client>> clients;
+  for (Estate::Heir& heir : estate_.heirs) {
+    auto client = Client::Recover(services_, heir.record, estate_.inherited, std::move(heir.index),
+                                  std::move(heir.unfinished));
+    if (client.ok()) {
+      clients.push_back(std::move(*client));
+      continue;
+    }
+    spdlog::error("client {}: pid {} cannot be taken over ({}); what was stored of it is lost",
+                  heir.record->id, heir.record->pid, client.error().op);
+    ForgetClient(heir.record->id);
+    services_.table.Free(heir.record);
+  }
+  estate_.heirs.clear();
+  auto scratch = std::make_unique<FaultScratch>();
+  for (const auto& client : clients) {
+    client->Resume(estate_.inherited, *scratch);
+    Serve(client);
+  }
+  if (!clients.empty()) ZP_PAUSE_POINT("heirs.resumed");
+  estate_.inherited.CloseRest();
+}
+
+void Server::Serve(const std::shared_ptr<Client>& client) {
+  KeepClient(*client);
+  if (client->has_agent()) {
+    const int fd = client->socket_fd();
+    epoll_event event{};
+    event.events = EPOLLRDHUP;
+    event.data.fd = fd;
+    // In the set already where it has just attached.
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) != 0)
+      (void)epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+    attached_[fd] = client->id();
+  }
+  workers_->Watch(client);
+  registry_.Add(client);
+  reclaimer_.Poke();
 }
 
 int Server::Run() {
@@ -103,6 +192,13 @@ int Server::Run() {
       const int fd = events[i].data.fd;
       if (fd == listener_.get()) {
         Accept();
+      } else if (fd == keeper_.fd()) {
+        spdlog::warn("the keeper ended; starting another");
+        if (const auto started = StartKeeper(); !started.ok()) {
+          spdlog::error("{}: {}; a daemon that dies now has no successor", started.error().op,
+                        strerror(started.error().sys_errno));
+          std::this_thread::sleep_for(kTick);
+        }
       } else if (fd == wake_.get()) {
         uint64_t count = 0;
         (void)!read(wake_.get(), &count, sizeof(count));
@@ -110,6 +206,7 @@ int Server::Run() {
         signalfd_siginfo info{};
         (void)!read(signals_.get(), &info, sizeof(info));
         spdlog::info("signal {}: bringing every page home before stopping", info.ssi_signo);
+        FdStore::Stopping();
         if (BringAllHome()) return 0;
       } else if (fd == STDIN_FILENO && options_.embedded) {
         char ignored[64];
@@ -191,16 +288,9 @@ void Server::OnConnection(int fd, uint32_t events) {
 void Server::OnAttached(const Connection& connection) {
   const int fd = connection.socket()->get();
   const auto& client = connection.client();
-  epoll_event event{};
-  event.events = EPOLLRDHUP;
-  event.data.fd = fd;
-  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event);
-  attached_[fd] = client->id();
-  workers_->Watch(client);
-  registry_.Add(client);
-  reclaimer_.Poke();
+  Serve(client);
   spdlog::info("client {}: pid {} ({}) attached, limit {}", client->id(), client->identity().pid,
-               client->identity().comm, client->limit_bytes().load());
+               client->identity().comm, client->limit_bytes());
   connections_.erase(fd);  // the socket lives on in the client's channel
 }
 
@@ -210,6 +300,7 @@ void Server::CloseConnection(int fd) {
 }
 
 void Server::AdoptChild(std::shared_ptr<Client> child) {
+  KeepClient(*child);
   workers_->Watch(child);  // first: what can be found can be removed
   registry_.Add(std::move(child));
   const uint64_t one = 1;
@@ -229,6 +320,7 @@ void Server::RemoveClient(uint32_t id) {
   workers_->Unwatch(id);
   const auto client = registry_.Remove(id);
   if (client == nullptr) return;
+  ForgetClient(id);
   for (auto it = attached_.begin(); it != attached_.end(); ++it) {
     if (it->second != id) continue;
     (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, it->first, nullptr);
@@ -286,6 +378,21 @@ void Server::Housekeeping() {
 
 // Everything goes home first. A page that cannot is a reason to stay: nobody else has it.
 bool Server::BringAllHome() {
+  uint64_t stored = 0;
+  for (const auto& client : registry_.All()) {
+    const auto counts = client->stored_counts();
+    stored += (counts.handles + counts.same_filled) * zp::kPageBytes;
+  }
+  const uint64_t missing = MissingToBringHome(stored, store_.pool_bytes(), AvailableBytes());
+  if (missing != 0) {
+    spdlog::error(
+        "{} MiB are stored, and the machine has {} MiB too few to bring them home: the daemon stays. Stop "
+        "some "
+        "programs, or raise their limits one by one, and stop it then",
+        stored >> 20, (missing >> 20) + 1);
+    return false;
+  }
+  spdlog::info("bringing {} MiB of {} clients home", stored >> 20, registry_.size());
   auto scratch = std::make_unique<FaultScratch>();
   std::set<uint32_t> failed;
   // A program may fork while it is brought home, and the child holds all that its parent held: go on until a
@@ -314,12 +421,15 @@ bool Server::BringAllHome() {
 }
 
 void Server::Answer(const Connection& connection) {
+  const TableHeader& header = estate_.table->header();
   RequestContext context{registry_,
                          store_,
                          index_arena_,
                          pool_keeper_,
+                         *estate_.table,
                          options_,
-                         std::chrono::duration<double>(Clock::now() - started_at_).count(),
+                         SecondsSince(header.started_ns),
+                         {header.restarts, header.restarts == 0 ? 0 : SecondsSince(header.restarted_ns)},
                          connection.peer().uid};
   Reply reply = HandleRequest(connection.request(), context);
   if (reply.limits_changed) reclaimer_.Poke();
@@ -328,9 +438,16 @@ void Server::Answer(const Connection& connection) {
     return;
   }
   zp::MutexLock lock(operations_mu_);
-  operations_.push_back([socket = connection.socket(), work = std::move(reply.later)] {
-    SendReply(socket->get(), Reply{0, work().dump(), false, nullptr});
-  });
+  operations_.push_back(
+      [socket = connection.socket(), work = std::move(reply.later), hand_over = reply.hand_over] {
+        const nlohmann::json answer = work();
+        const bool failed = answer.contains("error");
+        SendReply(socket->get(), Reply{failed ? EINVAL : 0, answer.dump(), false, nullptr, false});
+        if (!hand_over || failed) return;
+        spdlog::warn("handing over to another program");
+        // As everywhere: nothing needs to be put in order for a successor.
+        (void)kill(getpid(), SIGKILL);
+      });
   operations_wake_.NotifyOne();
 }
 

@@ -18,7 +18,9 @@
 
 #include "daemon/client/client_registry.h"
 #include "daemon/control/connection.h"
+#include "daemon/control/estate.h"
 #include "daemon/fault/fault_workers.h"
+#include "daemon/keeper/keeper.h"
 #include "daemon/options.h"
 #include "daemon/pool/pool_keeper.h"
 #include "daemon/reclaim/reclaimer.h"
@@ -29,10 +31,12 @@ namespace uzswap {
 
 class Server : public ClientHost {
  public:
-  Server(const Options& options, zp::PageStore& store, zp::IndexArena& index_arena, ClientTable& table);
+  // All three must outlive the server.
+  Server(const Options& options, Estate& estate, Keeper& keeper);
   ~Server() override;
 
-  // Listens and starts the threads. On failure nothing is left behind.
+  // Starts the keeper, the threads, and the clients that the estate brought, and listens. On failure nothing
+  // is left behind, or, for a successor, nothing has been touched that the next one needs.
   zp::Status Start();
   // Serves until SIGTERM or SIGINT (then brings every page home first) or, embedded, until it is not needed.
   // Returns the exit status.
@@ -52,6 +56,17 @@ class Server : public ClientHost {
     bool warned = false;
   };
 
+  zp::Status StartKeeper();
+  // fn(name, descriptor) for each file of the state that is no client's.
+  template <typename Fn>
+  void ForEachFile(Fn&& fn) const;
+  // With the service manager.
+  static void KeepClient(const Client& client);
+  static void ForgetClient(uint32_t id);
+  // Lets the recovered clients go on.
+  void ResumeHeirs();
+  // A client that is ready: its socket is watched for its end, its faults are answered.
+  void Serve(const std::shared_ptr<Client>& client);
   void Accept();
   void OnConnection(int fd, uint32_t events);
   void OnAttached(const Connection& connection);
@@ -65,6 +80,8 @@ class Server : public ClientHost {
   void RunOperations();
 
   const Options options_;
+  Estate& estate_;
+  Keeper& keeper_;
   zp::PageStore& store_;
   zp::IndexArena& index_arena_;
   ClientServices services_;
@@ -72,7 +89,6 @@ class Server : public ClientHost {
   Reclaimer reclaimer_{registry_};
   PoolKeeper pool_keeper_{store_};
   std::unique_ptr<FaultWorkers> workers_;
-  const Clock::time_point started_at_ = Clock::now();
 
   zp::UniqueFd listener_, epoll_, signals_, wake_;
   std::map<int, std::unique_ptr<Connection>> connections_;

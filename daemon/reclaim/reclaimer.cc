@@ -49,7 +49,7 @@ void Reclaimer::Poke() {
 }
 
 Reclaimer::Visited Reclaimer::Visit(Client& client, FaultScratch& scratch) {
-  const uint64_t limit = client.limit_bytes().load(std::memory_order_relaxed);
+  const uint64_t limit = client.limit_bytes();
   if (limit == 0 || !client.has_agent()) return {};
   const uint64_t before = Read(client.stats().resident_bytes);
   const uint64_t target = limit - limit * kSlackPermille / 1000;

@@ -1,8 +1,11 @@
-// The client table: what a successor daemon has to know of each client, in a memfd with a fixed layout.
+// The client table: what a successor daemon has to know, in a memfd with a fixed layout.
 //
-// Layout: [TableHeader, 4096 bytes][ClientRecord × kMaxClients]. Sparse: a record costs memory when it is
-// used. userfaultfd messages are read *into* the record of their client (design §6): an event is applied from
-// there and only then counted as done, so that a successor finds the last ones taken and can replay them.
+// Layout: [TableHeader, 4096 bytes][ClientRecord × kMaxClients][ClientStats × kMaxClients]. Sparse: a client
+// costs memory when its number is used. Records say which descriptors the daemon had open, by number: the
+// keeper shares the daemon's descriptor table, and a successor starts with a copy of it (keeper/keeper.h).
+// userfaultfd messages are read *into* the record of their client: an event is applied from there and only
+// then counted as done, so that a successor finds the last ones taken and goes on with them. Counters live
+// here too, so that a restart does not set them back.
 //
 // The table also gives out client numbers, which the handle table's owner words carry; a number is reused
 // only after its client has gone.
@@ -10,20 +13,26 @@
 // Threads: Allocate and Free are thread-safe; a record belongs to its Client, under the Client's own locks.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
+#include "daemon/state/client_stats.h"
+#include "daemon/sys/process_memory.h"
 #include "daemon/sys/uapi.h"
 #include "libzpool/base/fd.h"
 #include "libzpool/base/mapping.h"
 #include "libzpool/base/mutex.h"
 #include "libzpool/base/result.h"
+#include "libzpool/frame/topology.h"
 
 namespace uzswap {
 
 inline constexpr uint64_t kClientTableMagic = 0x31544c43'50535a55;  // "UZSPCLT1"
-inline constexpr uint32_t kClientTableVersion = 1;
+inline constexpr uint32_t kClientTableVersion = 2;
 inline constexpr uint32_t kMaxClients = 65536;  // of the 2^19 that an owner word can name
 inline constexpr uint32_t kMessagesPerRead = 8;
 
@@ -32,11 +41,38 @@ struct TableHeader {
   uint32_t layout_version;
   uint32_t record_bytes;
   uint32_t capacity;
-  uint32_t reserved;
-};
-static_assert(sizeof(TableHeader) == 24);
+  uint32_t stats_bytes;
 
-enum class ClientState : uint32_t { kFree = 0, kLive = 1, kDying = 2 };
+  // 1 while what is in the files must not be lost: whoever finds the daemon dead starts a successor.
+  std::atomic<uint32_t> armed;
+  // The keeper that is to do so; one that finds another's number here has been relieved.
+  std::atomic<int32_t> keeper_pid;
+  uint32_t restarts;
+  uint32_t reserved;
+  uint64_t started_ns;    // CLOCK_MONOTONIC, when the first daemon of this state started
+  uint64_t restarted_ns;  // and when the last one did, 0: never
+  // Descriptors that are not a client's; -1: none.
+  int32_t listener_fd, handles_fd, index_fd;
+  int32_t frames_fd[zp::kMaxNodes];
+  // What the keeper executes next; empty: the same program again.
+  char successor[1024];
+};
+static_assert(sizeof(TableHeader) <= 4096);
+
+// A number that is kReserved is being attached or forked: nothing depends on it yet.
+enum class ClientState : uint32_t { kFree = 0, kLive = 1, kDying = 2, kReserved = 3 };
+
+// Where something arrived by mremap, and when (CLOCK_MONOTONIC; 0: nothing did).
+struct Arrival {
+  // Far longer than a thread waits for its CPU between two steps.
+  static constexpr uint64_t kMemoryNs = 10'000'000'000;
+  uint64_t start, end, at_ns;
+  // What was registered there before, so that its unmapping is still to be read; empty: nothing.
+  uint64_t late_start, late_end;
+  bool has_late() const { return late_start < late_end; }
+  bool IsRecent(uint64_t now_ns) const { return at_ns != 0 && now_ns - at_ns <= kMemoryNs; }
+};
+inline constexpr uint32_t kArrivals = 128;
 
 struct ClientRecord {
   uint32_t state;  // ClientState
@@ -44,34 +80,52 @@ struct ClientRecord {
   int32_t pid;  // 0: a forked child whose pid nobody told
   uint32_t uid;
   uint32_t parent_id;  // of a forked child; 0: none
-  uint32_t has_ring;
+  uint32_t domain;     // of it and its forked children: what its pages' checksums are mixed with
+  char comm[16];
+  int32_t uffd_fd, ring_fd, socket_fd;
+  int32_t memory_fds[ProcessMemory::kFiles];
   uint64_t arena_start, arena_bytes;
   uint64_t staging_start, staging_bytes;
   uint64_t limit_bytes;
-  uint64_t event_seq;      // events applied
-  uint64_t index_root;     // root node of the client's OffsetIndex
-  uint32_t message_count;  // messages below that are taken from the kernel and not yet dealt with
-  uint32_t messages_done;  // of these, applied
-  uffd_msg messages[kMessagesPerRead];
-  uint8_t reserved[168];
+  uint64_t event_seq;   // events applied
+  uint32_t index_root;  // root node of the client's OffsetIndex
+  // How far the messages below are applied: 2n: n of them; 2n+1: the next one, a REMAP, has emptied its
+  // destination, which must not happen twice.
+  uint32_t message_steps;
+  uffd_msg messages[kMessagesPerRead];  // taken from the kernel; the first whose `event` is 0 ends them
+  Arrival arrivals[kArrivals];
+  uint8_t reserved[2688];
 };
 static_assert(sizeof(uffd_msg) == 32);
-static_assert(offsetof(ClientRecord, messages) == 88);
-static_assert(sizeof(ClientRecord) == 512);
+static_assert(sizeof(ClientRecord) == 8192);
 
 class ClientTable {
  public:
   static zp::Result<ClientTable> Create();
+  // Takes over another process's table. kInvalid: it is none. kUnsupported: it has another layout.
+  static zp::Result<ClientTable> Adopt(zp::UniqueFd fd);
   ClientTable(ClientTable&&) noexcept = default;
 
-  // A zeroed record with a fresh id (from 1). kNoMemory: all numbers are taken.
+  // A zeroed record with a fresh id (from 1) in state kReserved, and zeroed counters. kNoMemory: all numbers
+  // are taken, or the machine has no memory.
   zp::Result<ClientRecord*> Allocate() ZP_EXCLUDES(*mu_);
+  // Says that a successor has to go on with it.
+  static void Publish(ClientRecord* record) { SetState(record, ClientState::kLive); }
+  // Says that it needs nobody any more, before its descriptors are closed.
+  static void Retire(ClientRecord* record) { SetState(record, ClientState::kDying); }
   void Free(ClientRecord* record) ZP_EXCLUDES(*mu_);
+  ClientStats& stats(const ClientRecord* record) const;
+  // Records in state kLive whose fields make sense; the others are freed. For a successor, before anything
+  // else.
+  std::vector<ClientRecord*> Survivors() ZP_EXCLUDES(*mu_);
+
+  TableHeader& header() const { return *reinterpret_cast<TableHeader*>(mapping_.data()); }
   int fd() const { return fd_.get(); }
 
  private:
   ClientTable(zp::UniqueFd fd, zp::Mapping mapping) : fd_(std::move(fd)), mapping_(std::move(mapping)) {}
   ClientRecord* record(uint32_t id) const;
+  static void SetState(ClientRecord* record, ClientState state);
 
   zp::UniqueFd fd_;
   zp::Mapping mapping_;

@@ -1,6 +1,7 @@
 #include "daemon/sys/process_memory.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -113,6 +114,17 @@ zp::Result<ProcessMemory> ProcessMemory::Open(pid_t pid) {
   return memory;
 }
 
+zp::Result<ProcessMemory> ProcessMemory::Adopt(std::array<zp::UniqueFd, kFiles> files) {
+  ProcessMemory memory;
+  zp::UniqueFd* const members[kFiles] = {&memory.maps_, &memory.smaps_, &memory.pagemap_, &memory.mem_,
+                                         &memory.statm_};
+  for (size_t i = 0; i < kFiles; ++i) {
+    if (!files[i].valid()) return zp::Error{zp::Errc::kInvalid, 0, "the files of a process's memory"};
+    *members[i] = std::move(files[i]);
+  }
+  return memory;
+}
+
 zp::Result<std::vector<MapEntry>> ProcessMemory::ReadMaps() const {
   const std::string text = ZP_TRY(ReadAll(maps_.get(), "reading maps"));
   std::vector<MapEntry> maps;
@@ -121,6 +133,20 @@ zp::Result<std::vector<MapEntry>> ProcessMemory::ReadMaps() const {
     if (ParseMapLine(line, &entry)) maps.push_back(entry);
   });
   return maps;
+}
+
+bool ProcessMemory::HasMapped(int fd) const {
+  struct stat file {};
+  const auto text = ReadAll(maps_.get(), "reading maps");
+  if (!text.ok() || fstat(fd, &file) != 0) return false;
+  const std::string inode = " " + std::to_string(file.st_ino) + " ";
+  bool found = false;
+  ForEachLine(*text, [&](std::string_view line) {
+    // Inode numbers of other file systems may be the same.
+    found = found ||
+            (line.find(inode) != std::string_view::npos && line.find("/memfd:") != std::string_view::npos);
+  });
+  return found;
 }
 
 bool ProcessMemory::IsPlainMemory(uint64_t start, uint64_t bytes) const {
@@ -140,15 +166,14 @@ zp::Result<std::vector<MapEntry>> ProcessMemory::ReadWipeOnFork() const {
   return found;
 }
 
-bool ProcessMemory::IsUserfaultRegistered(uint64_t address) const {
-  const auto text = ReadAll(smaps_.get(), "reading smaps");
-  bool registered = false;
-  if (!text.ok()) return registered;
-  ForEachFlags(*text, [&](const MapEntry& entry, std::string_view flags) {
-    if (entry.start <= address && address < entry.end)
-      registered = flags.find(" um") != std::string_view::npos;
+zp::Result<std::vector<MapEntry>> ProcessMemory::ReadRegistered(uint64_t start, uint64_t end) const {
+  const std::string text = ZP_TRY(ReadAll(smaps_.get(), "reading smaps"));
+  std::vector<MapEntry> found;
+  ForEachFlags(text, [&](const MapEntry& entry, std::string_view flags) {
+    if (entry.start < end && start < entry.end && flags.find(" um") != std::string_view::npos)
+      found.push_back(entry);
   });
-  return registered;
+  return found;
 }
 
 zp::Result<uint64_t> ProcessMemory::ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,

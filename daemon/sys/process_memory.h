@@ -12,6 +12,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -35,14 +36,24 @@ class ProcessMemory {
   ProcessMemory() = default;
   // Needs ptrace access to `pid` (CAP_SYS_PTRACE). kPermission, kGone, kUnsupported (no PAGEMAP_SCAN).
   static zp::Result<ProcessMemory> Open(pid_t pid);
+  // Its files, for a successor that gets them by number: the descriptors stay this object's.
+  static constexpr size_t kFiles = 5;
+  std::array<int, kFiles> descriptors() const {
+    return {maps_.get(), smaps_.get(), pagemap_.get(), mem_.get(), statm_.get()};
+  }
+  // kInvalid: one of them is not open.
+  static zp::Result<ProcessMemory> Adopt(std::array<zp::UniqueFd, kFiles> files);
 
   zp::Result<std::vector<MapEntry>> ReadMaps() const;
+  // Whether some mapping is of the memfd that `fd` has open.
+  bool HasMapped(int fd) const;
   // Whether one private anonymous mapping holds the whole range.
   bool IsPlainMemory(uint64_t start, uint64_t bytes) const;
   // Ranges with MADV_WIPEONFORK (VmFlags "wf"): a child must see zeros there (H11). Walks page tables: slow.
   zp::Result<std::vector<MapEntry>> ReadWipeOnFork() const;
-  // Whether the mapping at `address` is registered with some userfaultfd for missing pages (VmFlags "um").
-  bool IsUserfaultRegistered(uint64_t address) const;
+  // Mappings that overlap [start, end) and are registered with some userfaultfd for missing pages (VmFlags
+  // "um"). Slow, as ReadWipeOnFork.
+  zp::Result<std::vector<MapEntry>> ReadRegistered(uint64_t start, uint64_t end) const;
   // Present, anonymous, not the shared zero page, within [start, end): appended to `out` as page runs, at
   // most `max_pages` pages. Returns the address where the walk ended.
   zp::Result<uint64_t> ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,

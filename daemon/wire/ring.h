@@ -39,6 +39,8 @@ inline constexpr uint32_t kPagesPerGate = 128;
 
 enum GateState : uint32_t { kGateFree = 0, kGateAgent = 1, kGateReader = 2, kGateRevoked = 3 };
 
+// IDLE → PENDING by the daemon, → RUNNING and → DONE by the agent; PENDING → IDLE (taken back) and RUNNING →
+// REVOKED (overruled) by the daemon. Whoever reads IDLE or DONE knows that the agent is at no command.
 enum CommandState : uint32_t { kIdle = 0, kPending = 1, kRunning = 2, kDone = 3, kRevoked = 4 };
 
 enum Opcode : uint32_t {
@@ -81,8 +83,7 @@ struct RingHeader {
 
   alignas(64) std::atomic<uint64_t> event_seq;
 
-  alignas(64)
-      std::atomic<uint32_t> command;  // CommandState; PENDING→RUNNING by the agent, →REVOKED by the daemon
+  alignas(64) std::atomic<uint32_t> command;  // CommandState
   uint32_t opcode;
   uint32_t count;  // of page[] entries
   uint32_t thread_count;

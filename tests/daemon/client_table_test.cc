@@ -1,5 +1,6 @@
 #include "daemon/state/client_table.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -64,7 +65,68 @@ TEST(ClientTable, LayoutLiesInTheFile) {
             static_cast<ssize_t>(sizeof(seen)));
   EXPECT_EQ(seen.id, 1u);
   EXPECT_EQ(seen.pid, 4711);
-  EXPECT_EQ(seen.state, static_cast<uint32_t>(ClientState::kLive));
+  EXPECT_EQ(seen.state, static_cast<uint32_t>(ClientState::kReserved));
+  ClientTable::Publish(*record);
+  EXPECT_EQ((*record)->state, static_cast<uint32_t>(ClientState::kLive));
+}
+
+zp::UniqueFd Duplicate(const ClientTable& table) {
+  return zp::UniqueFd(fcntl(table.fd(), F_DUPFD_CLOEXEC, 0));
+}
+
+TEST(ClientTable, SuccessorFindsThePublishedOnes) {
+  auto table = ClientTable::Create();
+  ASSERT_TRUE(table.ok());
+  std::vector<uint32_t> published;
+  for (int i = 0; i < 20; ++i) {
+    ClientRecord* record = table->Allocate().value();
+    record->pid = 100 + i;
+    Add(table->stats(record).evicted_pages, 7);
+    if (i % 3 == 0) continue;  // in the middle of an attach
+    ClientTable::Publish(record);
+    if (i % 3 == 1) {
+      published.push_back(record->id);
+    } else {
+      ClientTable::Retire(record);
+    }
+  }
+  auto successor = ClientTable::Adopt(Duplicate(*table));
+  ASSERT_TRUE(successor.ok());
+  std::vector<uint32_t> found;
+  for (const ClientRecord* record : successor->Survivors()) {
+    EXPECT_EQ(record->pid, 99 + static_cast<int>(record->id));
+    EXPECT_EQ(Read(successor->stats(record).evicted_pages), 7u);
+    found.push_back(record->id);
+  }
+  EXPECT_EQ(found, published);
+  // The others' numbers are free, and are given out late.
+  EXPECT_GT(successor->Allocate().value()->id, 20u);
+}
+
+TEST(ClientTable, WhatMakesNoSenseIsRefused) {
+  auto table = ClientTable::Create();
+  ASSERT_TRUE(table.ok());
+  ClientRecord* records[4];
+  for (ClientRecord*& record : records) {
+    record = table->Allocate().value();
+    ClientTable::Publish(record);
+  }
+  records[0]->id = 77;
+  records[1]->message_steps = 2 * kMessagesPerRead + 1;
+  records[2]->arena_start = 5;
+  auto successor = ClientTable::Adopt(Duplicate(*table));
+  ASSERT_TRUE(successor.ok());
+  const auto survivors = successor->Survivors();
+  ASSERT_EQ(survivors.size(), 1u);
+  EXPECT_EQ(survivors[0]->id, 4u);
+
+  table->header().layout_version = kClientTableVersion + 1;
+  EXPECT_EQ(ClientTable::Adopt(Duplicate(*table)).error().code, zp::Errc::kUnsupported);
+  table->header().layout_version = kClientTableVersion;
+  table->header().record_bytes = 17;
+  EXPECT_EQ(ClientTable::Adopt(Duplicate(*table)).error().code, zp::Errc::kInvalid);
+  EXPECT_EQ(ClientTable::Adopt(zp::UniqueFd()).error().code, zp::Errc::kInvalid);
+  EXPECT_EQ(ClientTable::Adopt(zp::CreateMemfd("no-table", 100).value()).error().code, zp::Errc::kInvalid);
 }
 
 }  // namespace

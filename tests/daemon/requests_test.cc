@@ -21,8 +21,8 @@ using nlohmann::json;
 class Requests : public ::testing::Test {
  protected:
   Reply Ask(const std::string& text, uid_t uid = 0) {
-    return HandleRequest(text,
-                         {registry_, *daemon_.store, *daemon_.index_arena, pool_keeper_, options_, 1.5, uid});
+    return HandleRequest(text, {registry_, *daemon_.store, *daemon_.index_arena, pool_keeper_, *daemon_.table,
+                                options_, 1.5, Restarts{3, 0.5}, uid});
   }
   void ExpectFailure(const std::string& text, int status) {
     const Reply reply = Ask(text);
@@ -37,6 +37,23 @@ class Requests : public ::testing::Test {
   PoolKeeper pool_keeper_{*daemon_.store};
   Options options_;
 };
+
+TEST_F(Requests, UpgradeAsksTheOtherProgramFirst) {
+  ExpectFailure("{\"verb\":\"upgrade\"}", EINVAL);
+  const auto upgrade = [&](const std::string& program) {
+    const Reply reply = Ask("{\"verb\":\"upgrade\",\"program\":\"" + program + "\"}");
+    EXPECT_TRUE(reply.hand_over);
+    return reply.later ? reply.later() : json();
+  };
+  for (const char* program : {"", "relative/uzswapd", "/nonexistent/uzswapd", "/bin/false"}) {
+    EXPECT_TRUE(upgrade(program).contains("error")) << program;
+    EXPECT_STREQ(daemon_.table->header().successor, "") << program;
+  }
+  // Whoever is asked and says yes is named.
+  EXPECT_EQ(upgrade("/bin/true")["restarts"], 1);
+  EXPECT_STREQ(daemon_.table->header().successor, "/bin/true");
+  EXPECT_EQ(Ask("{\"verb\":\"upgrade\",\"program\":\"/bin/true\"}", getuid() + 1).status, EPERM);
+}
 
 TEST_F(Requests, NodesAreListedDrainedAndOpened) {
   const auto ask = [&](const std::string& rest) { return Ask("{\"verb\":\"node\"," + rest + "}"); };

@@ -37,6 +37,7 @@ struct AgentState {
   int uffd;
   int tasks;  // /proc/self/task, opened before the program can chroot away from it; -1: there is none
   int32_t own_tid;
+  bool lost;  // the daemon went away in the middle of the handshake
 
   // Buffers too large for comfort on a 64 KiB stack.
   alignas(8) uint8_t packet[1024];

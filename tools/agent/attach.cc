@@ -12,6 +12,8 @@ namespace uzswap::agent {
 namespace {
 
 constexpr long kHandshakeTimeoutSeconds = 5;
+// A daemon that dies in the middle has a successor at the same socket.
+constexpr int kHandshakeTries = 5;
 
 void CopyText(char* to, const char* from, size_t capacity) {
   size_t i = 0;
@@ -94,6 +96,7 @@ bool Expect(AgentState& state, wire::MessageType type, const char* otherwise, in
         sizeof(state.failure));
   } else {
     CopyText(state.failure, otherwise, sizeof(state.failure));
+    state.lost = got == -ECONNRESET;
   }
   return false;
 }
@@ -206,7 +209,6 @@ bool Handshake(AgentState& state) {
 }
 
 void CloseAll(AgentState& state) {
-  if (state.tasks >= 0) Sys(SYS_close, state.tasks);
   if (state.uffd >= 0) Sys(SYS_close, state.uffd);
   if (state.socket >= 0) Sys(SYS_close, state.socket);
   if (state.ring != nullptr) Sys(SYS_munmap, state.ring, wire::kRingBytes);
@@ -229,18 +231,24 @@ bool Attach(AgentState& state) {
   state.socket = state.uffd = -1;
   state.tasks =
       static_cast<int>(Sys(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  const bool ok = Connect(state) && MapStaging(state) && Handshake(state);
+  bool ok = false;
+  for (int tries = 0; tries < kHandshakeTries && !ok; ++tries) {
+    state.lost = false;
+    ok = Connect(state) && MapStaging(state) && Handshake(state);
+    if (ok) break;
+    CloseAll(state);
+    if (!state.lost) break;
+  }
   if (ok) {
     const long forever[2] = {0, 0};
     Sys(SYS_setsockopt, state.socket, SOL_SOCKET, SO_RCVTIMEO, forever, sizeof(forever));
     Sys(SYS_setsockopt, state.socket, SOL_SOCKET, SO_SNDTIMEO, forever, sizeof(forever));
-  } else {
-    CloseAll(state);
   }
   uint32_t expected = kAttaching;
   const bool told = state.attach.compare_exchange_strong(expected, ok ? kAttached : kFailed);
   Sys(SYS_futex, &state.attach, FUTEX_WAKE_PRIVATE, 1);
   if (ok && !told) CloseAll(state);  // the constructor gave up waiting; nothing was evicted yet
+  if ((!ok || !told) && state.tasks >= 0) Sys(SYS_close, state.tasks);
   return ok && told;
 }
 

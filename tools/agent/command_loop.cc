@@ -229,7 +229,20 @@ void DoThreads(AgentState& state) {
   ring.header.thread_count = count;
 }
 
+// The descriptor table of this thread has no stderr; the program's is borrowed for one line.
+void SayLost() {
+  static const char line[] =
+      "uzswap: the daemon ended and has no successor; where this process touches what it held, it waits "
+      "until it is killed\n";
+  const long self = Sys(SYS_pidfd_open, Sys(SYS_getpid), 0);
+  const long out = IsError(self) ? self : Sys(SYS_pidfd_getfd, self, 2, 0);
+  if (!IsError(out)) Sys(SYS_write, out, line, sizeof(line) - 1);
+  if (!IsError(out)) Sys(SYS_close, out);
+  if (!IsError(self)) Sys(SYS_close, self);
+}
+
 [[noreturn]] void HoldForEver() {
+  SayLost();
   for (;;) {
     uint32_t word = 0;
     Sys(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, 0L);
@@ -279,8 +292,8 @@ bool Run(AgentState& state) {
       break;
   }
   ring.header.agent_heartbeat.fetch_add(1, std::memory_order_relaxed);
-  expected = wire::kRunning;
-  ring.header.command.compare_exchange_strong(expected, wire::kDone, std::memory_order_acq_rel);
+  // Also where it was revoked meanwhile: the ring is free again.
+  ring.header.command.store(wire::kDone, kRelease);
   return true;
 }
 

@@ -21,6 +21,7 @@ libzstd-dev          /usr/include/zdict.h
 libxxhash-dev        /usr/include/xxhash.h
 libnuma-dev          /usr/include/numa.h
 liburing-dev         /usr/include/liburing.h
+libsystemd-dev       /usr/include/systemd/sd-daemon.h
 '
 
 # redis-tools, not redis-server: it holds the server's program too (see provide_redis) and starts no service.

@@ -5,6 +5,7 @@
 #include <linux/close_range.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -95,12 +96,13 @@ struct Descriptors {
   _exit(1);
 }
 
-// Waits for the daemon's end and tidies up. Holds nothing of the caller's: neither files nor its terminal.
+// Waits for the end of the daemon and of its successors, which become this process's children, and tidies up.
+// Holds nothing of the caller's: neither files nor its terminal.
 [[noreturn]] void Keep(pid_t daemon, const std::string& directory) {
   const int null_fd = open("/dev/null", O_RDWR);
   for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null_fd, fd);
   close_range(STDERR_FILENO + 1, ~0u, 0);
-  while (daemon > 0 && waitpid(daemon, nullptr, 0) < 0 && errno == EINTR) {
+  while (daemon > 0 && (waitpid(-1, nullptr, 0) >= 0 || errno == EINTR)) {
   }
   RemoveDirectory(directory);
   _exit(0);
@@ -170,6 +172,7 @@ OrMessage<EmbeddedDaemon> EmbeddedDaemon::Start(const EmbeddedOptions& options,
   }
   if (daemon.keeper_ == 0) {
     setsid();
+    (void)prctl(PR_SET_CHILD_SUBREAPER, 1);
     (void)!chdir("/");
     const pid_t child = fork();
     if (child == 0) {
