@@ -2,17 +2,26 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
+#include <thread>
+#include <utility>
 
 #include "libzpool/base/units.h"
 #include "tools/uzswap/daemon_client.h"
 #include "tools/uzswap/exit_codes.h"
 #include "tools/uzswap/human.h"
+#include "tools/uzswap/install_paths.h"
 #include "tools/uzswap/json_field.h"
 #include "tools/uzswap/stat_table.h"
 
 namespace uzswap::cli {
 namespace {
+
+constexpr std::chrono::seconds kUpgradeTime{60};
+constexpr std::chrono::milliseconds kUpgradePoll{50};
 
 int Fail(const std::string& message) {
   fmt::print(stderr, "uzswap: {}\n", message);
@@ -74,6 +83,33 @@ int RunRestore(const std::string& socket_path, uint64_t pid) {
   if (failed == 0) return kExitOk;
   return Fail(fmt::format("{} could not be brought home; they stay stored, and the daemon's log says why",
                           PagesText(failed)));
+}
+
+int RunUpgrade(const std::string& socket_path, std::string program) {
+  if (program.empty()) {
+    OrMessage<std::string> found = FindDaemonProgram();
+    if (!found.ok()) return Fail(found.message());
+    program = std::move(found).value();
+  }
+  std::error_code error;
+  const auto absolute = std::filesystem::canonical(program, error);
+  if (error) return Fail(fmt::format("{}: {}", program, error.message()));
+  program = absolute.string();
+  const Answer asked = AskDaemon(socket_path, {{"verb", "upgrade"}, {"program", program}}, kStatTimeout * 2);
+  if (!asked.ok()) return Fail(asked.message);
+  const uint64_t restarts = CountField(asked.answer, "restarts");
+  const auto deadline = std::chrono::steady_clock::now() + kUpgradeTime;
+  while (std::chrono::steady_clock::now() < deadline) {
+    const Answer now = AskDaemon(socket_path, {{"verb", "stat"}}, kStatTimeout);
+    const auto daemon = now.answer.find("daemon");
+    if (now.ok() && daemon != now.answer.end() && CountField(*daemon, "restarts") >= restarts) {
+      const std::string version = TextField(*daemon, "version");
+      fmt::print("uzswapd {} goes on, as process {}\n", version, CountField(*daemon, "pid"));
+      return kExitOk;
+    }
+    std::this_thread::sleep_for(kUpgradePoll);
+  }
+  return Fail("no successor answers yet; programs wait for their pages meanwhile. The daemon's log says why");
 }
 
 int RunNodeList(const std::string& socket_path, bool json) {

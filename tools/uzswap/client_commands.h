@@ -27,6 +27,10 @@ int RunNodeList(const std::string& socket_path, bool json);
 // Moves everything off a node. Also kExitFailed if something had to stay.
 int RunNodeDrain(const std::string& socket_path, uint64_t node, bool json);
 
+// Lets another program (a newer uzswapd; empty: the one that belongs to this uzswap) go on in place of the
+// running daemon, and waits until it does.
+int RunUpgrade(const std::string& socket_path, std::string program);
+
 int RunNodeOpen(const std::string& socket_path, uint64_t node);
 int RunNodeBalance(const std::string& socket_path, bool json);
 

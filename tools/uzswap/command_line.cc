@@ -261,6 +261,15 @@ std::optional<CommandLine> ParseCommandLine(std::vector<std::string> words, int*
   restore->footer("A limit that is set stays, and takes memory again. Example: uzswap restore 4711\n" +
                   std::string(kControlFooter));
 
+  CLI::App* upgrade = app.add_subcommand("upgrade", "let another uzswapd go on in place of the running one");
+  upgrade->add_option("PROGRAM", line.program,
+                      "its path; without it the uzswapd that belongs to this uzswap");
+  add_socket(upgrade, &line.socket);
+  upgrade->footer(
+      "Programs go on; their pages stay where they are. One that can't read the state says so, and nothing "
+      "changes.\n" +
+      std::string(kControlFooter));
+
   CLI::App* node = app.add_subcommand("node", "show and move what lies on the machine's NUMA nodes");
   node->require_subcommand(1);
   node->footer(kNodeFooter);
@@ -331,6 +340,8 @@ std::optional<CommandLine> ParseCommandLine(std::vector<std::string> words, int*
   } else if (chosen == reclaim) {
     line.command = Command::kReclaim;
     if (!TakeSize("SIZE", size, &line.bytes, &message)) return complain(message);
+  } else if (chosen == upgrade) {
+    line.command = Command::kUpgrade;
   } else if (chosen == node) {
     const CLI::App* action = node->get_subcommands()[0];
     line.command = action == node_list    ? Command::kNodeList

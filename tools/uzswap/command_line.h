@@ -20,6 +20,7 @@ enum class Command {
   kLimit,
   kReclaim,
   kRestore,
+  kUpgrade,
   kNodeList,
   kNodeDrain,
   kNodeOpen,
@@ -34,6 +35,7 @@ struct CommandLine {
   std::optional<uint64_t> pid;
   uint64_t bytes = 0;
   uint64_t node = 0;
+  std::string program;  // of upgrade; empty: the uzswapd beside this program
 };
 
 // Parses the words after the program's name. Prints help, version or a complaint itself; nothing then, and

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include "daemon/sys/packet_socket.h"
@@ -22,6 +23,9 @@ namespace uzswap::cli {
 namespace {
 
 using std::chrono::milliseconds;
+
+constexpr int kTries = 3;
+constexpr milliseconds kTryAgain{100};
 
 // A thousand clients are about a megabyte of JSON; more than this is not an answer.
 constexpr off_t kMaxAnswerBytes = 256 << 20;
@@ -142,9 +146,10 @@ Answer Interpret(const std::string& path, std::span<const std::byte> packet, con
   return {AskResult::kRefused, reply.status, std::move(json), std::move(message)};
 }
 
-}  // namespace
-
-Answer AskDaemon(const std::string& socket_path, const nlohmann::json& request, milliseconds timeout) {
+// `*lost`: the connection ended without an answer, as it does where the daemon dies; its successor listens at
+// the same socket, and no verb does harm if it is said twice.
+Answer AskOnce(const std::string& socket_path, const nlohmann::json& request, milliseconds timeout,
+               bool* lost) {
   const std::string body = request.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   std::vector<std::byte> buffer(sizeof(wire::Header) + body.size());
   if (buffer.size() > wire::kMaxPacketBytes) return Broken("the request is too long");
@@ -164,10 +169,22 @@ Answer AskDaemon(const std::string& socket_path, const nlohmann::json& request, 
   buffer.resize(wire::kMaxPacketBytes);
   const zp::Result<Packet> packet = ReceivePacket(fd.get(), buffer, Descriptors::kAccept);
   if (!packet.ok() || packet.value().bytes == 0) {
+    *lost = true;
     return Broken(socket_path +
                   ": the connection was closed without an answer; the daemon's log may say why");
   }
   return Interpret(socket_path, std::span(buffer).first(packet.value().bytes), packet.value().fd);
+}
+
+}  // namespace
+
+Answer AskDaemon(const std::string& socket_path, const nlohmann::json& request, milliseconds timeout) {
+  for (int tries = 1;; ++tries) {
+    bool lost = false;
+    Answer answer = AskOnce(socket_path, request, timeout, &lost);
+    if (!lost || tries == kTries) return answer;
+    std::this_thread::sleep_for(kTryAgain);
+  }
 }
 
 std::string SocketPath(const std::string& option) {

@@ -28,6 +28,8 @@ int Dispatch(const CommandLine& line) {
       return RunReclaim(socket, *line.pid, line.bytes);
     case Command::kRestore:
       return RunRestore(socket, *line.pid);
+    case Command::kUpgrade:
+      return RunUpgrade(socket, line.program);
     case Command::kNodeList:
       return RunNodeList(socket, line.json);
     case Command::kNodeDrain:
