@@ -90,8 +90,24 @@ def alive(pid):
     return bool(text) and text.rsplit(")", 1)[1].split()[0] not in "ZX"
 
 
+def is_ours(name):
+    """Whether a process of that name is uzswap, the daemon, its keeper or its supervisor."""
+    return name.startswith("uzswap")
+
+
 def comm(pid):
     return read_text(f"/proc/{pid}/comm").strip()
+
+
+def session(number):
+    """All living processes of a session."""
+    found = []
+    for entry in os.listdir("/proc"):
+        stat = read_text(f"/proc/{entry}/stat") if entry.isdigit() else ""
+        fields = stat.rsplit(")", 1)[1].split() if stat else []
+        if fields and fields[0] not in "ZX" and int(fields[3]) == number:
+            found.append(int(entry))
+    return found
 
 
 def descendants(pid):
@@ -127,7 +143,7 @@ class Sampler(threading.Thread):
             for pid in [self.pid] + descendants(self.pid) if self.tree else [self.pid]:
                 rss, anon, _ = memory_of(pid)
                 name = comm(pid)
-                if rss and not (self.tree and name in ("uzswap", "uzswapd")):
+                if rss and not (self.tree and is_ours(name)):
                     self.names[pid] = name
                     self.samples.setdefault(pid, []).append((time.monotonic() - self.start_time, rss, anon))
             self._end.wait(self.interval)
@@ -263,12 +279,12 @@ class Program:
 class Daemon(Program):
     """A uzswapd on a socket in the test's directory, ready for clients."""
 
-    def __init__(self, context, *options, socket=None, wait=True, wrap=()):
+    def __init__(self, context, *options, socket=None, wait=True, wrap=(), env_more=None):
         self.socket = socket or str(context.tmp / f"uzswapd-{Program._count}.sock")
         ready, write_end = os.pipe()
         try:
             super().__init__(context, [*wrap, context.uzswapd, "--socket", self.socket, "--ready-fd", str(write_end), *options],
-                             env=context.env(), name="uzswapd", pass_fds=(write_end,))
+                             env=context.env(**(env_more or {})), name="uzswapd", pass_fds=(write_end,))
         finally:
             os.close(write_end)
         with os.fdopen(ready, "rb", buffering=0) as pipe:
@@ -328,14 +344,17 @@ class Guard:
         while chunk := os.read(reader, 4096):
             text += chunk
         groups = {int(line) for line in text.split()}
-        # Whatever is of these sessions: a program started by the test, and its children in their groups.
-        for entry in os.listdir("/proc"):
-            stat = read_text(f"/proc/{entry}/stat") if entry.isdigit() else ""
-            if stat and int(stat.rsplit(")", 1)[1].split()[3]) in groups:
+        # Whatever is of these sessions: a program started by the test, and its children in their groups. Again until a look finds
+        # nobody: a daemon's keeper may just have started another one.
+        for _ in range(100):
+            found = [pid for group in groups for pid in session(group)]
+            for pid in found:
                 try:
-                    os.kill(int(entry), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
+            if not found:
+                break
         if not os.environ.get("UZSWAP_TEST_KEEP"):
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -434,7 +453,7 @@ def target_of(program, seconds=20):
     """The pid of the process that `uzswap run` started: its child, or, where it need not stay, what it has become."""
     def find():
         check(program.running(), f"{program.name} ended early\n{program.tail()}")
-        return [p for p in [program.pid] + descendants(program.pid) if comm(p) not in ("uzswap", "uzswapd", "")]
+        return [p for p in [program.pid] + descendants(program.pid) if comm(p) and not is_ours(comm(p))]
     return until(find, seconds, f"{program.name} starts its program\n{program.tail()}")[0]
 
 
