@@ -32,7 +32,7 @@ TEST_F(Doomed, PageBetweenItsRemoveAndItsZapIsNotEvicted) {
   const uint64_t big = app().Map(kBig / kPage);
   ASSERT_EQ(app().Syscall(0, SYS_madvise, {I(big), I(kBig), MADV_POPULATE_READ}), 0);
   int caught = 0;
-  for (int round = 0; round < 10 && caught < 3; ++round) {
+  for (int round = 0; round < 100 && caught < 3; ++round) {
     const uint64_t at = MapRegistered();
     PausedEvict evict(client(), "evict.chosen");
     app().PostSyscall(1, SYS_madvise, {I(at), kBytes, MADV_DONTNEED});
