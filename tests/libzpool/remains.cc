@@ -41,6 +41,20 @@ Remains Remains::Share() const {
   return again;
 }
 
+Remains ShareRemains(const PageStore& store, const IndexArena& arena, std::shared_ptr<Roots> roots) {
+  Remains remains;
+  store.ForEachMemfd([&](const char* name, int fd) {
+    if (std::strcmp(name, "handles") == 0) {
+      remains.files.handles = Again(fd);
+    } else {
+      remains.files.frames.push_back(Again(fd));
+    }
+  });
+  arena.ForEachMemfd([&](const char*, int fd) { remains.index = Again(fd); });
+  remains.roots = std::move(roots);
+  return remains;
+}
+
 Remains CopyRemains(const PageStore& store, const IndexArena& arena, const Roots& roots) {
   Remains remains;
   store.ForEachMemfd([&](const char* name, int fd) {
@@ -80,6 +94,13 @@ std::unique_ptr<Revived> TryRevive(const PageStore::Options& options, Remains re
   revived->arena->FinishRecovery();
   revived->store->FinishRecovery(&revived->stats);
   return revived;
+}
+
+void Revived::Abandon() {
+  arena->Abandon();
+  store->Abandon();
+  indexes.clear();
+  *this = Revived();
 }
 
 Revived Revive(const PageStore::Options& options, Remains remains) {
