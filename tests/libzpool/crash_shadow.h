@@ -64,6 +64,8 @@ struct Shadow {
   // Where to die: at the `countdown`-th pause point, of that name if there is one.
   std::array<char, 32> point{};
   std::atomic<int64_t> countdown{0};
+  // How many operations the other threads may begin while the one that met the point waits for its end.
+  std::atomic<uint64_t> patience{0};
 };
 static_assert(std::atomic<CrashOp>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 

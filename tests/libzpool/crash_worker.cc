@@ -1,5 +1,6 @@
 #include "tests/libzpool/crash_worker.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -17,11 +18,17 @@ namespace {
 
 using Exchange = OffsetIndex::Exchange;
 
+constexpr int kMostTurns = 2000;
+
 Shadow* armed = nullptr;
 
 void DieAtPoint(const char* name) {
   if (armed->point[0] != '\0' && std::strcmp(armed->point.data(), name) != 0) return;
-  if (armed->countdown.fetch_sub(1) == 1) ::kill(::getpid(), SIGKILL);
+  if (armed->countdown.fetch_sub(1) != 1) return;
+  // The others may be waiting for this one.
+  const uint64_t last = armed->operations.load() + armed->patience.load();
+  for (int turns = 0; turns < kMostTurns && armed->operations.load() < last; ++turns) sched_yield();
+  ::kill(::getpid(), SIGKILL);
 }
 
 [[noreturn]] void Fail(const char* what) {
@@ -80,16 +87,24 @@ void CrashWorkers::Work(Thread& thread) {
 void CrashWorkers::Step(Thread& thread) {
   const uint64_t dice = thread.Below(100);
   const uint32_t index = static_cast<uint32_t>(thread.Below(kCrashIndexes));
+  if (dice < 3) return Compact(thread);
   if (dice < 6) {
-    const std::unique_lock lock(mu_);
-    if (!shadow_.exists[index]) return Clone(thread, index);
-    if (dice < 2) return DropRange(thread, index);
-    if (dice < 4) return Rekey(thread, index);
-    if (index != 0) return DropClone(thread, index);
+    const uint32_t other = static_cast<uint32_t>(thread.Below(kCrashIndexes));
+    if (other == index) return;
+    const std::unique_lock first(mu_[std::min(index, other)]);
+    const std::unique_lock second(mu_[std::max(index, other)]);
+    if (shadow_.exists[index] && !shadow_.exists[other]) Clone(thread, index, other);
     return;
   }
-  const std::shared_lock lock(mu_);
-  if (dice < 9) return Compact(thread);
+  if (dice < 12) {
+    const std::unique_lock lock(mu_[index]);
+    if (!shadow_.exists[index]) return;
+    if (dice < 8) return DropRange(thread, index);
+    if (dice < 11) return Rekey(thread, index);
+    if (index != 0) DropClone(thread, index);
+    return;
+  }
+  const std::shared_lock lock(mu_[index]);
   if (!shadow_.exists[index]) return;
   // A page's slot is one thread's, in all indexes.
   const uint32_t page =
@@ -260,9 +275,7 @@ void CrashWorkers::Rekey(Thread& thread, uint32_t index) {
   End(thread);
 }
 
-void CrashWorkers::Clone(Thread& thread, uint32_t other) {
-  const uint32_t index = static_cast<uint32_t>(thread.Below(kCrashIndexes));
-  if (!shadow_.exists[index]) return;
+void CrashWorkers::Clone(Thread& thread, uint32_t index, uint32_t other) {
   Intent intent;
   intent.index = index;
   intent.other = other;

@@ -1,6 +1,7 @@
 // The process that is killed: threads that change a store and its indexes, and tell the shadow.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <random>
 #include <shared_mutex>
@@ -38,7 +39,8 @@ class CrashWorkers {
   void Compact(Thread& thread);
   void DropRange(Thread& thread, uint32_t index);
   void Rekey(Thread& thread, uint32_t index);
-  void Clone(Thread& thread, uint32_t index);
+  // The caller holds the locks of both.
+  void Clone(Thread& thread, uint32_t index, uint32_t other);
   void DropClone(Thread& thread, uint32_t index);
 
   void Begin(Thread& thread, CrashOp op, const Intent& intent);
@@ -51,7 +53,8 @@ class CrashWorkers {
   Revived& world_;
   const uint64_t seed_;
   Compactor compactor_;
-  std::shared_mutex mu_;  // exclusive: what needs everybody else out of an index
+  // By index; exclusive: what needs everybody else out of it. Two are taken in order.
+  std::array<std::shared_mutex, kCrashIndexes> mu_;
   uint64_t operations_ = 0;
 };
 
