@@ -217,16 +217,6 @@ TEST(PageStore, GoesToThePreferredNodeWhateverItsNumber) {
   for (const Slot slot : slots) store->Release(slot);
 }
 
-TEST(PageStoreDeathTest, ReleasingTwiceDies) {
-  auto store = NewStore(MiB(1));
-  auto scratch = std::make_unique<Scratch>();
-  PageBuffer page;
-  MakePage(1, 1, 50, &page);
-  const Slot slot = store->Store(page, {1, PageIndex(1)}, NodeId(0), *scratch).value();
-  store->Release(slot);
-  EXPECT_DEATH(store->Release(slot), "stale handle");
-}
-
 // What a caller must not do: a slot that is no longer held.
 TEST(PageStoreDeathTest, StaleHandlesDie) {
   auto store = NewStore(MiB(1));
