@@ -170,6 +170,7 @@ void FrameArena::FreeSpan(uint32_t span) {
   const uint64_t bit = uint64_t{1} << (span % 64);
   ZP_CHECK(span > 0 && span < span_count_ && (free_spans_[span / 64] & bit) == 0, "span freed twice");
   tags_[span].store(0, std::memory_order_release);
+  ZP_PAUSE_POINT("frames.untagged");
   free_spans_[span / 64] |= bit;
   first_word_ = std::min(first_word_, size_t{span / 64});
 }

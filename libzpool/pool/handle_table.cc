@@ -4,6 +4,8 @@
 #include <new>
 #include <utility>
 
+#include "libzpool/base/pause_point.h"
+
 namespace zp {
 namespace {
 
@@ -111,6 +113,7 @@ Result<Handle> HandleTable::Insert(const Location& location, const Owner& owner,
   published.generation = Location::Decode(entry.location.load(std::memory_order_relaxed)).generation;
   entry.owner.store(owner.Encode(), std::memory_order_relaxed);
   parallel_[index].store((uint64_t{checksum} << 32) | kOneRef, std::memory_order_relaxed);
+  ZP_PAUSE_POINT("handles.taken");
   // The publication: whoever sees this word sees the object's bytes and the words above.
   entry.location.store(published.Encode(), std::memory_order_release);
   return Handle(index);

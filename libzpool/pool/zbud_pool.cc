@@ -520,6 +520,7 @@ MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint3
     location.offset = offset_of(to, frame, buddy);
     std::memcpy(pool.arena_.At(location.offset), arena_.At(source), location.length);
     to->SetHandle(frame, buddy, handle);
+    ZP_PAUSE_POINT("move.copied");
     if (publish(*this, from_shard, pool, to_shard, handle, *word, location)) {
       from->SetHandle(frame, buddy, kMovedAway);
       ++result.objects;

@@ -455,6 +455,7 @@ bool ZsmallocPool::MoveObject(Zspage* from, uint32_t slot, ZsmallocPool& pool, Z
   to->SetHandle(to_slot, handle);
   location.node = pool.arena_.node();
   location.offset = to->OffsetOf(to_slot);
+  ZP_PAUSE_POINT("move.copied");
   // Counted there before it can be freed there.
   pool.classes_[to->size_class()].Count(1, length);
   if (handles_.CompareExchangeLocation(handle, word, location.Encode())) {

@@ -217,14 +217,24 @@ TEST(PageStore, GoesToThePreferredNodeWhateverItsNumber) {
   for (const Slot slot : slots) store->Release(slot);
 }
 
-TEST(PageStoreDeathTest, ReleasingTwiceDies) {
+// What a caller must not do: a slot that is no longer held.
+TEST(PageStoreDeathTest, StaleHandlesDie) {
   auto store = NewStore(MiB(1));
   auto scratch = std::make_unique<Scratch>();
   PageBuffer page;
-  MakePage(1, 1, 50, &page);
+  MakePage(1, 2, 100, &page);
   const Slot slot = store->Store(page, {1, PageIndex(1)}, NodeId(0), *scratch).value();
+  ASSERT_TRUE(store->Ref(slot).ok());
   store->Release(slot);
-  EXPECT_DEATH(store->Release(slot), "stale handle");
+  store->Release(slot);
+  EXPECT_DEATH(store->Release(slot), "release of a stale handle");
+  EXPECT_DEATH((void)store->Ref(slot), "reference to a stale handle");
+  EXPECT_DEATH(store->RefOrPin(slot), "reference to a stale handle");
+  EXPECT_DEATH((void)store->Pin(slot), "pin of a stale handle");
+  EXPECT_DEATH((void)store->MoveObject(slot, NodeId(0)), "move of a stale handle");
+  const Slot never = Slot::FromHandle(Handle(Handle::kMax));
+  EXPECT_DEATH(store->Release(never), "a handle that never was");
+  EXPECT_DEATH((void)store->Ref(never), "a handle that never was");
 }
 
 }  // namespace

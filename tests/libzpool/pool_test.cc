@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -168,6 +169,52 @@ TEST(HandleTable, FullIsAnOutcome) {
   table->Retire(handles[7]);
   table->Recycle(handles[7]);
   EXPECT_EQ(table->Insert(At(16), {}, 0).value(), handles[7]);
+}
+
+TEST(HandleTable, ComesBackWithWhatIsLive) {
+  auto table = HandleTable::Create(5000).value();
+  std::vector<Handle> handles;
+  for (int i = 0; i < 4500; ++i) handles.push_back(table->Insert(At(16), {7, PageIndex(3)}, 99).value());
+  for (size_t i = 0; i < 4500; i += 3) {
+    EXPECT_TRUE(table->Unref(handles[i]));
+    table->Retire(handles[i]);
+    if (i % 2 == 0) table->Recycle(handles[i]);  // the others are on their way to the free list
+  }
+  auto again = HandleTable::Recover(UniqueFd(dup(table->fd()))).value();
+  EXPECT_EQ(again->high_water(), table->high_water());
+  for (size_t i = 0; i < 4500; ++i) {
+    EXPECT_EQ(again->Lookup(handles[i]), table->Lookup(handles[i])) << "generations, too";
+    EXPECT_EQ(again->refs(handles[i]), 0u);
+    EXPECT_EQ(again->Adopt(handles[i]), i % 3 != 0);
+  }
+  EXPECT_FALSE(again->Adopt(Handle()));
+  EXPECT_FALSE(again->Adopt(Handle(4700)));
+  EXPECT_TRUE(again->Adopt(handles[1]));
+  EXPECT_EQ(again->refs(handles[1]), 2u);
+  EXPECT_EQ(again->checksum(handles[1]), 99u);
+  EXPECT_EQ(again->owner(handles[1]), (Owner{7, PageIndex(3)}));
+  EXPECT_FALSE(again->Unref(handles[1]));
+  again->Drop(handles[2]);
+  again->StartAgain();
+  // Those that are free are used before fresh ones are, lowest first, each once.
+  EXPECT_EQ(again->Insert(At(16), {}, 0).value(), handles[0]);
+  EXPECT_EQ(again->Insert(At(16), {}, 0).value(), handles[2]);
+  EXPECT_EQ(again->Insert(At(16), {}, 0).value(), handles[3]);
+  std::set<uint32_t> used;
+  for (;;) {
+    const Result<Handle> handle = again->Insert(At(16), {}, 0);
+    if (!handle.ok()) break;
+    EXPECT_TRUE(used.insert(handle->value()).second);
+  }
+  EXPECT_EQ(used.size(), again->max_entries() - 3000 + 1 - 3);
+}
+
+TEST(HandleTable, TooManyHoldersArePinnedWhenItComesBack) {
+  auto table = HandleTable::Create(10).value();
+  const Handle handle = table->Insert(At(16), {}, 0).value();
+  auto again = HandleTable::Recover(UniqueFd(dup(table->fd()))).value();
+  for (int i = 0; i < 70000; ++i) ASSERT_TRUE(again->Adopt(handle));
+  for (int i = 0; i < 70000; ++i) ASSERT_FALSE(again->Unref(handle));
 }
 
 TEST(HandleTable, NeverHoldsMoreThanSlotsCanName) {

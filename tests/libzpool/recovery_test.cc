@@ -187,6 +187,7 @@ TEST(Recovery, GoesOnAndComesBackAgain) {
     p.store->Release(slot);
     model.erase(page);
   }
+  const uint64_t most_handles = 300 / kKinds * 5 + 5;  // as many as there were objects at a time
   Remains remains = p.Die();
   uint64_t n = 1000;
   auto scratch = std::make_unique<Scratch>();
@@ -199,6 +200,9 @@ TEST(Recovery, GoesOnAndComesBackAgain) {
       PageBuffer buffer;
       Content(n, &buffer);
       const Slot slot = r.store->Store(buffer, {1, PageIndex(page), kDomain}, NodeId(0), *scratch).value();
+      if (life == 0 && i < 20 && slot.is_handle()) {
+        EXPECT_LE(slot.handle().value(), most_handles) << "entries that were free are used again";
+      }
       const Slot before = r.index(0).Get(PageIndex(page));
       ASSERT_EQ(r.index(0).CompareExchange(PageIndex(page), before, slot), Exchange::kDone);
       r.store->Release(before);
@@ -523,6 +527,83 @@ TEST(Recovery, DropRangeIsFinishedByTheNextProcess) {
     }
   }
   EXPECT_GT(interrupted, 30);
+}
+
+// Whoever gives a node up lets others use it: so nothing may name it any more. At each point on the way
+// another tree, which shares everything, goes, and a third one takes nodes.
+TEST(Recovery, WhatIsGivenUpIsNamedNoMore) {
+  static Process* process = nullptr;
+  static Model* third = nullptr;
+  static const char* name = nullptr;
+  static int countdown = 0;
+  static std::unique_ptr<Remains> remains;
+  const PauseHandler handler = [](const char* at) {
+    if (std::string(at) != name || --countdown != 0) return;
+    SetPauseHandler(nullptr);
+    { const OffsetIndex other(std::move(process->indexes[1])); }
+    for (uint64_t i = 0; i < 40; ++i) {
+      const uint64_t page = i << 20;
+      process->Put(2, page, 3000 + i);
+      (*third)[page] = 3000 + i;
+    }
+    remains = std::make_unique<Remains>(process->Die());
+  };
+  int interrupted = 0;
+  for (const bool drops : {true, false}) {
+    for (const char* point :
+         {"index.node_made", "index.node_linked", "index.unlinked", "index.slot_dropped"}) {
+      for (int n = 1;; ++n) {
+        SCOPED_TRACE(std::string(point) + " number " + std::to_string(n));
+        Process p;
+        Model model;
+        for (uint64_t i = 0; i < 300; ++i) {
+          p.Put(0, i * 50, i);
+          model[i * 50] = i;
+        }
+        p.Clone(0);
+        p.indexes.push_back(OffsetIndex::Create(*p.arena, *p.store, &(*p.roots)[2]).value());
+        Model of_third;
+        process = &p;
+        third = &of_third;
+        name = point;
+        countdown = n;
+        remains = nullptr;
+        const auto drop = [](PageStore& store, OffsetIndex& index) {
+          std::vector<Slot> dropped;
+          index.DropRange(PageIndex(90), PageIndex(9000), &dropped);
+          for (const Slot slot : dropped) store.Release(slot);
+        };
+        SetPauseHandler(handler);
+        if (drops) {
+          drop(*p.store, p.indexes[0]);
+          model.erase(model.lower_bound(90), model.lower_bound(9000));
+        } else {
+          p.Put(0, 5000, 9999);
+          model[5000] = 9999;
+        }
+        SetPauseHandler(nullptr);
+        if (remains == nullptr) break;
+        ++interrupted;
+        Revived r = Revive(p.options, std::move(*remains));
+        ExpectNothingDropped(r.stats);
+        ExpectPages(r, 2, of_third);
+        if (drops) {
+          drop(*r.store, r.index(0));
+        } else {
+          const Slot before = r.index(0).Get(PageIndex(5000));
+          ASSERT_FALSE(before.is_empty());
+          PageBuffer page;
+          Content(9999, &page);
+          const Slot slot = r.store->Store(page, {1, PageIndex(1), kDomain}, kNear, *p.scratch).value();
+          ASSERT_EQ(r.index(0).CompareExchange(PageIndex(5000), before, slot), Exchange::kDone);
+          r.store->Release(before);
+        }
+        ExpectPages(r, 0, model);
+        ExpectAllComesBack(r);
+      }
+    }
+  }
+  EXPECT_GT(interrupted, 50);
 }
 
 TEST(Recovery, ACloneIsThereOrNot) {

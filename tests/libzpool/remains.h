@@ -29,12 +29,14 @@ using Roots = std::array<std::atomic<uint32_t>, kMostRoots>;
 struct Remains {
   StoreFiles files;
   UniqueFd index;
-  std::unique_ptr<Roots> roots = std::make_unique<Roots>();
+  std::shared_ptr<Roots> roots = std::make_shared<Roots>();
 
-  // The same files once more, for one more recovery from what the last one left behind.
+  // The same files once more, for one more recovery from what the last one left behind; the roots are a copy.
   Remains Share() const;
 };
 
+// The same files, for a successor: with `roots`, wherever they lie.
+Remains ShareRemains(const PageStore& store, const IndexArena& arena, std::shared_ptr<Roots> roots);
 // Copies all of it as it is now: what a SIGKILL at this moment would leave. May be called at a pause point.
 Remains CopyRemains(const PageStore& store, const IndexArena& arena, const Roots& roots);
 
@@ -46,7 +48,7 @@ struct UnsettledPage {
 
 // A store and indexes that came back, one for each root that is not 0.
 struct Revived {
-  std::unique_ptr<Roots> roots;
+  std::shared_ptr<Roots> roots;
   std::unique_ptr<PageStore> store;
   std::unique_ptr<IndexArena> arena;
   std::vector<std::unique_ptr<OffsetIndex>> indexes;  // by root; null where there was none
@@ -54,9 +56,11 @@ struct Revived {
   RecoveryStats stats;
 
   OffsetIndex& index(size_t root) { return *indexes.at(root); }
+  // Leaves the files as they are; then it is empty.
+  void Abandon();
 };
 
-// Fails the test, and is empty, where something is refused.
+// Ends the test's process where something is refused.
 Revived Revive(const PageStore::Options& options, Remains remains);
 // The same; null where something is refused.
 std::unique_ptr<Revived> TryRevive(const PageStore::Options& options, Remains remains);
