@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "libzpool/base/result.h"
 #include "libzpool/frame/frame_arena.h"
@@ -56,10 +57,15 @@ class ObjectPool : public MovableOwner {
   // given back.
   virtual Result<uint64_t> Allocate(uint32_t length, Limits limits) = 0;
   Result<uint64_t> Allocate(uint32_t length) { return Allocate(length, Limits::kKept); }
-  // Says whose the object is. Its entry must be published.
+  // Says whose the object is. Its entry must be published, or what it will move from.
   virtual void Bind(uint64_t offset, Handle handle) = 0;
   // `length` as given to Allocate. The bytes are gone at once.
   virtual void Free(uint64_t offset, uint32_t length) = 0;
+
+  // The handles of what lies in `span`, from place *at on (0: the first), which is advanced: as many as `out`
+  // has room for, fewer only at the end. Objects without handle are passed over, and spans that are isolated,
+  // or not this pool's, have none. All of it may be otherwise by the time that it is looked at.
+  virtual size_t List(uint32_t span, uint32_t* at, std::span<Handle> out) = 0;
 
   // Keeps the object where it is, for I/O on its bytes. kBusy: it is just being moved; look it up again.
   virtual Status Pin(uint64_t offset, uint32_t length) = 0;

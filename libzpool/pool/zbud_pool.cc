@@ -215,6 +215,21 @@ void ZbudPool::Unpin(uint64_t offset, uint32_t) {
   --span->pins;
 }
 
+size_t ZbudPool::List(uint32_t number, uint32_t* at, std::span<Handle> out) {
+  Shard* const shard = ShardAt(number);
+  if (shard == nullptr) return 0;
+  MutexLock lock(shard->mu);
+  Span* const span = FindLocked(*shard, number);
+  if (span == nullptr || span->isolated) return 0;
+  size_t count = 0;
+  for (; *at < kFramesPerSpan * 2 && count < out.size(); ++*at) {
+    const Handle handle = span->handle(*at / 2, *at % 2);
+    const bool there = span->chunks[*at / 2][*at % 2] != 0 && !handle.is_null() && handle != kMovedAway;
+    if (there) out[count++] = handle;
+  }
+  return count;
+}
+
 uint64_t ZbudPool::Trim() {
   uint64_t frames = 0;
   for (Shard& shard : shards_) frames += TrimShard(shard, ~uint64_t{0});

@@ -147,6 +147,21 @@ void ZsmallocPool::Free(uint64_t offset, uint32_t length) {
   FinishPunch(c, &batch);
 }
 
+size_t ZsmallocPool::List(uint32_t span, uint32_t* at, std::span<Handle> out) {
+  SizeClass* const c = ClassOf(span);
+  if (c == nullptr) return 0;
+  MutexLock lock(c->mu);
+  const Zspage* const zspage = FindLocked(*c, span);
+  if (zspage == nullptr || zspage->isolated) return 0;
+  size_t count = 0;
+  for (int slot = zspage->LowestUsed(*at); slot >= 0 && count < out.size(); slot = zspage->LowestUsed(*at)) {
+    *at = static_cast<uint32_t>(slot) + 1;
+    const Handle handle = zspage->handle(static_cast<uint32_t>(slot));
+    if (!handle.is_null() && handle != kMovedAway) out[count++] = handle;
+  }
+  return count;
+}
+
 uint64_t ZsmallocPool::Trim() {
   uint64_t frames = 0;
   for (SizeClass& c : classes_) frames += TrimClass(c);

@@ -46,6 +46,7 @@ class ZsmallocPool final : public ObjectPool {
   Result<uint64_t> Allocate(uint32_t length, Limits limits) override;
   void Bind(uint64_t offset, Handle handle) override;
   void Free(uint64_t offset, uint32_t length) override;
+  size_t List(uint32_t span, uint32_t* at, std::span<Handle> out) override;
   Status Pin(uint64_t offset, uint32_t length) override;
   void Unpin(uint64_t offset, uint32_t length) override;
   uint64_t Trim() override;

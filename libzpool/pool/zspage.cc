@@ -71,6 +71,15 @@ int Zspage::HighestUsed(uint32_t limit) const {
   return -1;
 }
 
+int Zspage::LowestUsed(uint32_t begin) const {
+  for (uint32_t word = begin / 64; word < WordsOf(objects_); ++word) {
+    uint64_t in_use = used()[word];
+    if (word == begin / 64) in_use &= ~uint64_t{0} << (begin % 64);
+    if (in_use != 0) return static_cast<int>(word * 64 + static_cast<uint32_t>(std::countr_zero(in_use)));
+  }
+  return -1;
+}
+
 uint64_t Zspage::FramesOf(uint32_t slot) const {
   const uint32_t begin = slot * object_bytes_;
   const uint32_t first = begin / kPageBytes;

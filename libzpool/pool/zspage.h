@@ -74,6 +74,8 @@ class Zspage {
   }
   // The highest slot in use below `limit`, or -1.
   int HighestUsed(uint32_t limit) const;
+  // The lowest slot in use from `begin` on, or -1.
+  int LowestUsed(uint32_t begin) const;
   // The frames (a mask) that `slot` touches.
   uint64_t FramesOf(uint32_t slot) const;
   void Occupy(uint32_t slot);

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "libzpool/migrate/migrator.h"
 #include "libzpool/pool/handle_table.h"
 #include "libzpool/pool/location.h"
+#include "libzpool/pool/object_mover.h"
 #include "libzpool/pool/zbud_pool.h"
 #include "libzpool/pool/zsmalloc_pool.h"
 
@@ -181,6 +183,11 @@ class PageStore {
       for (ObjectPool* pool : pools()) frames += pool->Trim();
       return frames;
     }
+    // ObjectPool::List of the pool that has the span.
+    size_t ListObjects(uint32_t span, uint32_t* at, std::span<Handle> out) const {
+      const FrameOwner owner = arena->tag(span).owner;
+      return owner == FrameOwner::kNone ? 0 : PoolOf(owner).List(span, at, out);
+    }
     // The pool that the object at `offset` lies in.
     ObjectPool& PoolAt(uint64_t offset) const {
       return PoolOf(arena->tag(static_cast<uint32_t>(offset / kSpanBytes)).owner);
@@ -200,6 +207,8 @@ class PageStore {
   Result<Slot> Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
                     Limits limits, Owner owner, uint32_t checksum);
   Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch);
+  // To `target`, in a pool of its kind. Nothing: it was freed just now, and its span with it.
+  std::optional<ObjectMove> MoveOf(Handle handle, uint64_t word, const Node& target) const;
   const Node& MustFind(NodeId node) const;
   const Node* NodeOf(NodeId node) const {
     const int index = options_.topology.IndexOf(node);
@@ -211,7 +220,8 @@ class PageStore {
   mutable Epochs epochs_;
   Migrator migrator_{epochs_};
   std::unique_ptr<HandleTable> handles_;
-  std::vector<Node> nodes_;  // in the order of the topology
+  std::optional<ObjectMover> mover_;  // set with handles_
+  std::vector<Node> nodes_;           // in the order of the topology
   std::atomic<PoolKind> pool_;
   std::atomic<uint64_t> same_filled_{0};
   std::atomic<uint64_t> raw_pages_{0};
