@@ -1,8 +1,11 @@
 #include "daemon/client/client.h"
 
+#include <numa.h>
 #include <sys/mman.h>
 
 #include <thread>
+
+#include "daemon/sys/clock.h"
 
 namespace uzswap {
 
@@ -136,6 +139,16 @@ uint64_t Client::SampleResident() {
   reclaim_wanted_.store(false, std::memory_order_relaxed);
   ClientStats::RaiseTo(stats_.resident_peak_bytes, bytes);
   return bytes;
+}
+
+std::optional<zp::NodeId> Client::FindHome() {
+  if (identity_.pid == 0) return std::nullopt;
+  const int cpu = ReadTaskCpu(identity_.pid, identity_.pid);
+  const int node = cpu < 0 ? -1 : numa_node_of_cpu(cpu);
+  if (node < 0 || node >= static_cast<int>(zp::kMaxNodes)) return std::nullopt;
+  const uint64_t now = MonotonicNs();
+  node_.Observe(zp::NodeId(static_cast<uint8_t>(node)), now);
+  return node_.Settled(now);
 }
 
 }  // namespace uzswap

@@ -27,12 +27,14 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "daemon/client/agent_channel.h"
 #include "daemon/client/client_stats.h"
+#include "daemon/client/home_node.h"
 #include "daemon/client/victim_scanner.h"
 #include "daemon/state/client_table.h"
 #include "daemon/state/range_set.h"
@@ -149,6 +151,9 @@ class Client {
   // Samples the resident set (between samples faults add to the figure); 0 for a client whose pid is not
   // known.
   uint64_t SampleResident();
+  // Looks where its first thread runs. The node where it has been for a while; nothing: it comes and goes, or
+  // its process is not known. For machines with several nodes.
+  std::optional<zp::NodeId> FindHome();
   // Asks the kernel whether the memory is gone.
   bool Gone() const { return uffd_.TargetGone(); }
 
@@ -223,7 +228,7 @@ class Client {
   std::atomic<uint64_t> limit_bytes_{0};
   std::atomic<bool> evictable_{true};
   std::atomic<bool> reclaim_wanted_{false};
-  std::atomic<uint8_t> node_{0};     // where its first thread ran lately, and its objects go
+  HomeNode node_;                    // where its first thread runs, and its objects go
   std::atomic<bool> forked_{false};  // a fork happened: busy pages may be shared ones
 
   zp::Mutex evict_mu_;

@@ -258,8 +258,7 @@ void Client::SettleBatch() {
     const zp::PageView content(scratch->run.data(), zp::kPageBytes);
     // Where the pool is full: neither parent nor child may lose the page, so it goes over the limit by this
     // one.
-    auto stored = services_.store.StoreAlways(
-        content, {record_->id, page}, zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
+    auto stored = services_.store.StoreAlways(content, {record_->id, page}, node_.now(), scratch->codec);
     if (!stored.ok()) {
       LoseStaged(page);  // no memory at all: the last resort of a dying machine
       (void)index_.CompareExchange(page, staging, Slot::Empty());

@@ -136,6 +136,7 @@ json DescribeAll(const StatRequest& request, const ClientRegistry& registry, con
 }
 
 json DescribeNodes(const zp::PageStore& store, const PoolKeeper& keeper) {
+  const zp::CompactorStats moved = keeper.stats();
   json nodes = json::array();
   for (const zp::NodeId node : store.topology().nodes()) {
     const zp::NodeStats stats = store.node_stats(node);
@@ -143,14 +144,15 @@ json DescribeNodes(const zp::PageStore& store, const PoolKeeper& keeper) {
                      {"accepts", stats.accepts},
                      {"pool_bytes", stats.pool_bytes},
                      {"object_bytes", stats.stored_bytes},
-                     {"objects", stats.objects}});
+                     {"objects", stats.objects},
+                     {"followed_bytes", moved.followed_bytes[node.value()]}});
   }
-  const zp::CompactorStats moved = keeper.stats();
   return {{"schema", "uzswap.node-list/1"},
           {"nodes", std::move(nodes)},
           {"compaction", {{"objects", moved.objects}, {"bytes", moved.bytes}}},
           {"balanced_bytes", moved.balanced.bytes},
-          {"demoted_bytes", moved.demoted.bytes}};
+          {"demoted_bytes", moved.demoted.bytes},
+          {"followed_bytes", moved.followed_bytes_of_all()}};
 }
 
 }  // namespace uzswap

@@ -284,6 +284,15 @@ void Server::Housekeeping() {
   for (const int fd : expired) CloseConnection(fd);
 }
 
+// On a machine with several nodes.
+PoolKeeper::Homes Server::Homes() const {
+  PoolKeeper::Homes homes;
+  for (const auto& client : registry_.All()) {
+    if (const auto home = client->FindHome()) homes[client->id()] = *home;
+  }
+  return homes;
+}
+
 // Everything goes home first. A page that cannot is a reason to stay: nobody else has it.
 bool Server::BringAllHome() {
   auto scratch = std::make_unique<FaultScratch>();
