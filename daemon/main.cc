@@ -52,11 +52,10 @@ int Main(int argc, char** argv) {
 
   auto table = ClientTable::Create();
   if (!table.ok()) return Fail(table.error(), *options);
-  auto store = zp::PageStore::Create(
-      {.topology = zp::Topology::Detect(),
-       .capacity = zp::Bytes(options->pool_limit_bytes),
-       .codec = options->codec == "raw" ? zp::CodecId::kRaw : zp::CodecId::kLz4,
-       .pool = options->pool == "zbud" ? zp::PoolKind::kZbud : zp::PoolKind::kZsmalloc});
+  auto store = zp::PageStore::Create({.topology = zp::Topology::Detect(),
+                                      .capacity = zp::Bytes(options->pool_limit_bytes),
+                                      .codec = *zp::FindCodec(options->codec),
+                                      .pool = *zp::FindPool(options->pool)});
   if (!store.ok()) return Fail(store.error(), *options);
   auto index_arena = zp::IndexArena::Create();
   if (!index_arena.ok()) return Fail(index_arena.error(), *options);

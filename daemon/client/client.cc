@@ -20,17 +20,18 @@ constexpr std::chrono::milliseconds kDismissPatience{500};
 }  // namespace
 
 Client::Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
-               zp::OffsetIndex index)
+               zp::OffsetIndex index, zp::StoreAs store_as)
     : services_(services),
       identity_(std::move(identity)),
       uffd_(std::move(uffd)),
       record_(record),
+      store_as_(store_as),
       index_(std::move(index)) {}
 
 zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, ClientIdentity identity,
                                                    Userfaultfd uffd, ProcessMemory memory,
                                                    std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
-                                                   uint64_t limit_bytes) {
+                                                   uint64_t limit_bytes, zp::StoreAs store_as) {
   zp::OffsetIndex index = ZP_TRY(zp::OffsetIndex::Create(services.index_arena, services.store));
   ClientRecord* record = ZP_TRY(services.table.Allocate());
   record->pid = identity.pid;
@@ -42,7 +43,7 @@ zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, Clie
   record->staging_bytes = ranges.staging.end - ranges.staging.start;
   record->limit_bytes = limit_bytes;
   auto client = std::shared_ptr<Client>(
-      new Client(services, std::move(identity), std::move(uffd), record, std::move(index)));
+      new Client(services, std::move(identity), std::move(uffd), record, std::move(index), store_as));
   client->memory_ = std::move(memory);
   client->has_memory_ = true;
   client->channel_ = std::move(channel);

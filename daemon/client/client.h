@@ -103,7 +103,7 @@ class Client {
   static zp::Result<std::shared_ptr<Client>> Create(ClientServices services, ClientIdentity identity,
                                                     Userfaultfd uffd, ProcessMemory memory,
                                                     std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
-                                                    uint64_t limit_bytes);
+                                                    uint64_t limit_bytes, zp::StoreAs store_as);
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -111,6 +111,9 @@ class Client {
   uint32_t id() const { return record_->id; }
   const ClientIdentity& identity() const { return identity_; }
   bool has_agent() const { return channel_ != nullptr; }
+  // How its pages are kept from now on; a forked child has its parent's.
+  zp::PoolKind pool() const { return store_as_.pool; }
+  zp::CodecId codec() const { return store_as_.codec; }
   const Userfaultfd& uffd() const { return uffd_; }
   ClientStats& stats() { return stats_; }
   const ClientStats& stats() const { return stats_; }
@@ -163,7 +166,7 @@ class Client {
   static_assert(wire::kRingSlots - 1 <= zp::Slot::kMaxBusyPayload && kStaging <= zp::Slot::kMaxBusyKind);
 
   Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
-         zp::OffsetIndex index);
+         zp::OffsetIndex index, zp::StoreAs store_as);
 
   // faults.cc
   ResolveOutcome ZeroFill(zp::PageIndex page, const Fault& fault) ZP_REQUIRES_SHARED(meta_mu_);
@@ -224,6 +227,7 @@ class Client {
   bool has_memory_ = false;
   std::unique_ptr<AgentChannel> channel_;  // null for a forked child
   AgentRanges ranges_;
+  const zp::StoreAs store_as_;
   ClientStats stats_;
   std::atomic<uint64_t> limit_bytes_{0};
   std::atomic<bool> evictable_{true};

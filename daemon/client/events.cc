@@ -221,7 +221,7 @@ void Client::ApplyFork(int child_fd) {
   (*record)->uid = identity_.uid;
   (*record)->parent_id = record_->id;
   auto child = std::shared_ptr<Client>(new Client(services_, {0, identity_.uid, identity_.comm},
-                                                  std::move(*uffd), *record, std::move(*clone)));
+                                                  std::move(*uffd), *record, std::move(*clone), store_as_));
   {
     zp::WriterLock lock(child->meta_mu_);
     child->registered_ = registered_;
@@ -258,7 +258,8 @@ void Client::SettleBatch() {
     const zp::PageView content(scratch->run.data(), zp::kPageBytes);
     // Where the pool is full: neither parent nor child may lose the page, so it goes over the limit by this
     // one.
-    auto stored = services_.store.StoreAlways(content, {record_->id, page}, node_.now(), scratch->codec);
+    auto stored =
+        services_.store.StoreAlways(content, {record_->id, page}, node_.now(), store_as_, scratch->codec);
     if (!stored.ok()) {
       LoseStaged(page);  // no memory at all: the last resort of a dying machine
       (void)index_.CompareExchange(page, staging, Slot::Empty());

@@ -309,7 +309,7 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
     channel_->CopyPage(n, scratch.run.data());
     const zp::PageView content(scratch.run.data(), zp::kPageBytes);
     auto stored = services_.store.Store(content, {record_->id, PageIndex::FromAddress(address)}, node_.now(),
-                                        scratch.codec);
+                                        store_as_, scratch.codec);
     if (!stored.ok()) {
       Add(stats_.refused_no_memory);
       PutHome(n, scratch);

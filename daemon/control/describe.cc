@@ -34,6 +34,8 @@ json DescribeClient(const Client& client, const char* state) {
       {"comm", client.identity().comm},
       {"agent", client.has_agent()},
       {"state", state},
+      {"codec", zp::kCodecNames[static_cast<size_t>(client.codec())]},
+      {"pool", zp::kPoolNames[static_cast<size_t>(client.pool())]},
       {"limit_bytes", client.limit_bytes()},
       {"resident_bytes", Read(stats.resident_bytes)},
       {"resident_peak_bytes", Read(stats.resident_peak_bytes)},

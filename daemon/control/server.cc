@@ -147,9 +147,9 @@ void Server::Accept() {
     }
     const int key = fd.get();
     if (!Add(epoll_.get(), key, EPOLLIN | EPOLLRDHUP).ok()) continue;
-    connections_[key] = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(fd)),
-                                                     PeerCredentials{credentials.pid, credentials.uid},
-                                                     services_, options_.codec, options_.pool);
+    connections_[key] =
+        std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(fd)),
+                                     PeerCredentials{credentials.pid, credentials.uid}, services_);
   }
 }
 

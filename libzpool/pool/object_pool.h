@@ -4,7 +4,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string_view>
 
 #include "libzpool/base/result.h"
 #include "libzpool/frame/frame_arena.h"
@@ -17,6 +19,12 @@ namespace zp {
 enum class PoolKind : uint8_t { kZsmalloc, kZbud };
 inline constexpr int kPoolKinds = 2;
 inline constexpr const char* kPoolNames[kPoolKinds] = {"zsmalloc", "zbud"};
+constexpr std::optional<PoolKind> FindPool(std::string_view name) {
+  for (int i = 0; i < kPoolKinds; ++i) {
+    if (name == kPoolNames[i]) return static_cast<PoolKind>(i);
+  }
+  return std::nullopt;
+}
 
 // Stands for the handle of an object that moved away, until Putback vacates its slot.
 inline constexpr Handle kMovedAway{~uint32_t{0}};

@@ -58,29 +58,31 @@ Status PageStore::Init() {
   return OkStatus();
 }
 
-Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
-  return Store(page, owner, preferred, Limits::kKept, scratch);
+Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Scratch& scratch) {
+  return Store(page, owner, preferred, as, Limits::kKept, scratch);
 }
 
-Result<Slot> PageStore::StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
-  return Store(page, owner, preferred, Limits::kOverLimit, scratch);
+Result<Slot> PageStore::StoreAlways(PageView page, Owner owner, NodeId preferred, StoreAs as,
+                                    Scratch& scratch) {
+  return Store(page, owner, preferred, as, Limits::kOverLimit, scratch);
 }
 
-Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch) {
+Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Limits limits,
+                              Scratch& scratch) {
   if (const std::optional<uint64_t> pattern = SameFilledPattern(page)) {
     if (const std::optional<Slot> slot = Slot::SameFilled(*pattern)) {
       same_filled_.fetch_add(1, std::memory_order_relaxed);
       return *slot;
     }
   }
-  CodecId codec = options_.codec;
+  CodecId codec = as.codec;
   const uint32_t encoded_bytes = EncodePage(codec, page, scratch);
   std::span<const std::byte> object(scratch.encoded.data(), encoded_bytes);
   if (encoded_bytes == 0) {
     codec = CodecId::kRaw;
     object = page;
   }
-  const FrameOwner pool = this->pool() == PoolKind::kZbud ? FrameOwner::kZbud : FrameOwner::kZsmalloc;
+  const FrameOwner pool = as.pool == PoolKind::kZbud ? FrameOwner::kZbud : FrameOwner::kZsmalloc;
   return Keep(object, codec, pool, preferred, limits, owner, PageChecksum(page));
 }
 

@@ -47,6 +47,13 @@ struct PoolStats {
   std::vector<SizeClassStats> classes;  // zsmalloc's, by size, summed over the nodes
 };
 
+// How a page is kept: what it is encoded with, and in which pool.
+struct StoreAs {
+  CodecId codec = CodecId::kLz4;
+  PoolKind pool = PoolKind::kZsmalloc;
+  friend constexpr bool operator==(const StoreAs&, const StoreAs&) = default;
+};
+
 // What one node holds.
 struct NodeStats {
   NodeId node;
@@ -72,8 +79,9 @@ class PageStore {
  public:
   struct Options {
     Topology topology = Topology::SingleNode();
-    Bytes capacity;                 // of all frames together, over all nodes
-    CodecId codec = CodecId::kLz4;  // what pages are encoded with
+    Bytes capacity;  // of all frames together, over all nodes
+    // How pages are kept for which Store is not told.
+    CodecId codec = CodecId::kLz4;
     PoolKind pool = PoolKind::kZsmalloc;
   };
   using Scratch = zp::Scratch;
@@ -89,19 +97,27 @@ class PageStore {
   // what others can write to). The object goes to `preferred` or, where that is full, the nearest node that
   // is not. kNoMemory: capacity, handles or the kernel's memory are exhausted; nothing has changed. May call
   // the kernel for frames.
-  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
+  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Scratch& scratch);
+  // As the store's options say.
+  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
+    return Store(page, owner, preferred, store_as(), scratch);
+  }
 
   // As Store, for a page that exists nowhere else: no limit refuses it, and if it must be it goes to a node
   // that takes nothing.
-  Result<Slot> StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
+  Result<Slot> StoreAlways(PageView page, Owner owner, NodeId preferred, StoreAs as, Scratch& scratch);
+  Result<Slot> StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
+    return StoreAlways(page, owner, preferred, store_as(), scratch);
+  }
 
   // Keeps the page as it is, in a frame of its own: for pages that are expected back soon. Otherwise as
   // Store.
   Result<Slot> StoreRaw(PageView page, Owner owner, NodeId preferred);
 
-  // Which pool Store uses from now on; what is stored stays where it is.
+  // Which pool Store uses from now on where it is not told; what is stored stays where it is.
   void set_pool(PoolKind pool) { pool_.store(pool, std::memory_order_relaxed); }
   PoolKind pool() const { return pool_.load(std::memory_order_relaxed); }
+  StoreAs store_as() const { return {options_.codec, pool()}; }
 
   // Writes the page into `out`. `slot` is same-filled or a handle (any other: kCorrupt). Takes no lock, calls
   // no kernel.
@@ -206,7 +222,8 @@ class PageStore {
   // Places, publishes and binds it.
   Result<Slot> Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
                     Limits limits, Owner owner, uint32_t checksum);
-  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch);
+  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Limits limits,
+                     Scratch& scratch);
   // To `target`, in a pool of its kind. Nothing: it was freed just now, and its span with it.
   std::optional<ObjectMove> MoveOf(Handle handle, uint64_t word, const Node& target) const;
   const Node& MustFind(NodeId node) const;
