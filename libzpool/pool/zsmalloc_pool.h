@@ -167,6 +167,7 @@ class ZsmallocPool final : public ObjectPool {
   // have room in its frames.
   MigratedSpan MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t target_span, uint32_t* packed,
                         const std::atomic<bool>* abort);
+  Zspage::UsedWords CopyUsed(const Zspage* zspage);
   bool AddMoving(Zspage* from, uint32_t slot, const Claim& to, CompactBatch* batch) const;
   void ClaimSlotLocked(SizeClass& c, Zspage* zspage, uint32_t slot) ZP_REQUIRES(c.mu);
   void CountIdleLocked(SizeClass& c, int delta) ZP_REQUIRES(c.mu);
