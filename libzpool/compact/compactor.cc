@@ -41,15 +41,22 @@ uint64_t Compactor::CompactStep(NodeId id, Bytes budget) {
   const PageStore::Node& node = store_.MustFind(id);
   const uint64_t allowed = Allowed(budget);
   uint64_t bytes = 0;
-  std::atomic<uint32_t>& hand = class_hand_[id.value()];
-  // Once around the classes of both pools, or until the budget is used up in the middle of one.
-  constexpr uint32_t kAll = ZsmallocPool::kClassCount + 1;
+  std::atomic<uint32_t>& hand = part_hand_[id.value()];
+  // Zsmalloc's classes, the one of standby, zbud's shards.
+  constexpr uint32_t kStandby = ZsmallocPool::kClassCount;
+  constexpr uint32_t kZbud = kStandby + 1;
+  constexpr uint32_t kAll = kZbud + ZbudPool::kShards;
+  const auto compact = [&](uint32_t part) {
+    if (part >= kZbud) return node.zbud->Compact(part - kZbud, options_.waste_permille, store_.epochs_);
+    return part == kStandby
+               ? node.standby->Compact(ZsmallocPool::kClassCount - 1, options_.waste_permille, store_.epochs_)
+               : node.zsmalloc->Compact(part, options_.waste_permille, store_.epochs_);
+  };
+  // Once around all of them, or until the budget is used up in the middle of one.
   for (uint32_t seen = 0; seen < kAll && bytes < allowed; ++seen) {
     const uint32_t at = hand.load(std::memory_order_relaxed) % kAll;
-    ZsmallocPool& pool = at < ZsmallocPool::kClassCount ? *node.zsmalloc : *node.standby;
-    const uint32_t size_class = std::min(at, ZsmallocPool::kClassCount - 1);
     while (bytes < allowed) {
-      const ZsmallocPool::Compacted done = pool.Compact(size_class, options_.waste_permille, store_.epochs_);
+      const Compacted done = compact(at);
       if (done.objects == 0) break;
       bytes += done.bytes;
       MutexLock lock(mu_);

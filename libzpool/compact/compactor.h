@@ -47,7 +47,8 @@ class Compactor {
     // `low`. Only nodes below `low` take them.
     uint32_t high_permille = 950;
     uint32_t low_permille = 850;
-    // Which share of a size class's frames must be to gain before its objects are copied.
+    // Which share of the frames of a size class, or of a shard of zbud, must be to gain before objects are
+    // copied.
     uint32_t waste_permille = 20;
     // Fast nodes first. A node above `high` demotes to the next one that has room.
     std::vector<NodeId> demotion_order;
@@ -122,7 +123,7 @@ class Compactor {
   int64_t allowance_ ZP_GUARDED_BY(mu_) = 0;  // below zero: a span was larger than what was left
   std::chrono::steady_clock::time_point allowance_at_ ZP_GUARDED_BY(mu_) = std::chrono::steady_clock::now();
   std::array<std::atomic<uint32_t>, kMaxNodes> span_hand_{};
-  std::array<std::atomic<uint32_t>, kMaxNodes> class_hand_{};
+  std::array<std::atomic<uint32_t>, kMaxNodes> part_hand_{};
   std::array<std::atomic<uint64_t>, kMaxNodes> object_hand_{};  // {span : 32, place in it : 32}
 };
 

@@ -43,6 +43,12 @@ struct SizeClassStats {
   std::array<uint64_t, kFullnessGroups> zspages_by_group{};
 };
 
+// What a step of compaction moved.
+struct Compacted {
+  uint32_t objects = 0;
+  uint64_t bytes = 0;
+};
+
 // A pool's totals. The counts of objects may be off by those that are just moving between nodes; their sum
 // over the nodes is right.
 struct ObjectPoolStats {

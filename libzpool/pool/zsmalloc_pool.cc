@@ -670,7 +670,7 @@ ZsmallocPool::Choice ZsmallocPool::ChooseLocked(SizeClass& c, uint32_t waste_per
   return gains ? merge : Choice{};
 }
 
-ZsmallocPool::Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, Epochs& epochs) {
+Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, Epochs& epochs) {
   const uint32_t size_class = static_cast<uint32_t>(&c - classes_.data());
   const uint64_t all = ~uint64_t{0};
   const Result<uint32_t> target =
@@ -696,7 +696,7 @@ ZsmallocPool::Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, 
   return result;
 }
 
-ZsmallocPool::Compacted ZsmallocPool::Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs) {
+Compacted ZsmallocPool::Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs) {
   SizeClass& c = classes_[size_class];
   CompactBatch batch;
   Compacted result;

@@ -64,10 +64,6 @@ class ZsmallocPool final : public ObjectPool {
   // holes of almost full ones, in frames that are present; or, where there is no room for that, moves several
   // sparse zspages, packed, to a new one. Waits for readers once. Zero objects: there is nothing to gain.
   static constexpr uint32_t kCompactObjects = 128;
-  struct Compacted {
-    uint32_t objects = 0;
-    uint64_t bytes = 0;
-  };
   // Only where more than `waste_permille` thousandths of the class's frames are to gain, and one at least.
   Compacted Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs);
 
