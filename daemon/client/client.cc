@@ -1,10 +1,13 @@
 #include "daemon/client/client.h"
 
+#include <numa.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 
 #include <cstring>
 #include <thread>
+
+#include "daemon/sys/clock.h"
 
 namespace uzswap {
 
@@ -19,18 +22,19 @@ constexpr std::chrono::milliseconds kDismissPatience{500};
 }  // namespace
 
 Client::Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
-               zp::OffsetIndex index)
+               zp::OffsetIndex index, zp::StoreAs store_as)
     : services_(services),
       identity_(std::move(identity)),
       uffd_(std::move(uffd)),
       record_(record),
+      store_as_(store_as),
       stats_(services_.table.stats(record)),
       index_(std::move(index)) {}
 
 zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, ClientIdentity identity,
                                                    Userfaultfd uffd, ProcessMemory memory,
                                                    std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
-                                                   uint64_t limit_bytes) {
+                                                   uint64_t limit_bytes, zp::StoreAs store_as) {
   ClientRecord* record = ZP_TRY(services.table.Allocate());
   auto index = zp::OffsetIndex::Create(services.index_arena, services.store, RootOf(record));
   if (!index.ok() || getrandom(&record->domain, sizeof(record->domain), 0) != sizeof(record->domain)) {
@@ -49,8 +53,9 @@ zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, Clie
   record->staging_start = ranges.staging.start;
   record->staging_bytes = ranges.staging.end - ranges.staging.start;
   record->limit_bytes = limit_bytes;
+  NoteStoreAs(record, store_as);
   auto client = std::shared_ptr<Client>(
-      new Client(services, std::move(identity), std::move(uffd), record, std::move(*index)));
+      new Client(services, std::move(identity), std::move(uffd), record, std::move(*index), store_as));
   client->memory_ = std::move(memory);
   client->has_memory_ = true;
   client->channel_ = std::move(channel);
@@ -158,6 +163,16 @@ uint64_t Client::SampleResident() {
   reclaim_wanted_.store(false, std::memory_order_relaxed);
   ClientStats::RaiseTo(stats_.resident_peak_bytes, bytes);
   return bytes;
+}
+
+std::optional<zp::NodeId> Client::FindHome() {
+  if (identity_.pid == 0) return std::nullopt;
+  const int cpu = ReadTaskCpu(identity_.pid, identity_.pid);
+  const int node = cpu < 0 ? -1 : numa_node_of_cpu(cpu);
+  if (node < 0 || node >= static_cast<int>(zp::kMaxNodes)) return std::nullopt;
+  const uint64_t now = MonotonicNs();
+  node_.Observe(zp::NodeId(static_cast<uint8_t>(node)), now);
+  return node_.Settled(now);
 }
 
 }  // namespace uzswap

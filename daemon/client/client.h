@@ -27,11 +27,13 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "daemon/client/agent_channel.h"
+#include "daemon/client/home_node.h"
 #include "daemon/client/victim_scanner.h"
 #include "daemon/keeper/inherited_descriptors.h"
 #include "daemon/state/client_stats.h"
@@ -102,7 +104,7 @@ class Client {
   static zp::Result<std::shared_ptr<Client>> Create(ClientServices services, ClientIdentity identity,
                                                     Userfaultfd uffd, ProcessMemory memory,
                                                     std::unique_ptr<AgentChannel> channel, AgentRanges ranges,
-                                                    uint64_t limit_bytes);
+                                                    uint64_t limit_bytes, zp::StoreAs store_as);
   // Goes on with the client that another daemon left in `record`. `index` was recovered from there;
   // `unfinished` are the pages whose slots were busy or filling. Errors: a descriptor is missing or is not
   // what it should be; nothing has changed but that the others were taken. Resume must follow.
@@ -118,6 +120,9 @@ class Client {
   bool has_agent() const { return channel_ != nullptr; }
   int socket_fd() const { return channel_ == nullptr ? -1 : channel_->socket_fd(); }
   int ring_fd() const { return channel_ == nullptr ? -1 : channel_->ring_fd(); }
+  // How its pages are kept from now on; a forked child has its parent's.
+  zp::PoolKind pool() const { return store_as_.pool; }
+  zp::CodecId codec() const { return store_as_.codec; }
   const Userfaultfd& uffd() const { return uffd_; }
   ClientStats& stats() { return stats_; }
   const ClientStats& stats() const { return stats_; }
@@ -169,6 +174,9 @@ class Client {
   static std::atomic<uint32_t>* RootOf(ClientRecord* record) {
     return reinterpret_cast<std::atomic<uint32_t>*>(&record->index_root);
   }
+  // Looks where its first thread runs. The node where it has been for a while; nothing: it comes and goes, or
+  // its process is not known. For machines with several nodes.
+  std::optional<zp::NodeId> FindHome();
   // Asks the kernel whether the memory is gone.
   bool Gone() const { return uffd_.TargetGone(); }
 
@@ -178,7 +186,7 @@ class Client {
   static_assert(wire::kRingSlots - 1 <= zp::Slot::kMaxBusyPayload && kStaging <= zp::Slot::kMaxBusyKind);
 
   Client(ClientServices services, ClientIdentity identity, Userfaultfd uffd, ClientRecord* record,
-         zp::OffsetIndex index);
+         zp::OffsetIndex index, zp::StoreAs store_as);
 
   // faults.cc
   ResolveOutcome ZeroFill(zp::PageIndex page, const Fault& fault) ZP_REQUIRES_SHARED(meta_mu_);
@@ -213,6 +221,10 @@ class Client {
 
   // recovery.cc
   static void NoteFiles(ClientRecord* record, const ProcessMemory& memory);
+  static void NoteStoreAs(ClientRecord* record, zp::StoreAs store_as) {
+    record->codec = static_cast<uint8_t>(store_as.codec);
+    record->pool = static_cast<uint8_t>(store_as.pool);
+  }
   void AdoptUnfinished() ZP_REQUIRES(meta_mu_);
   void ReplayMessages(InheritedDescriptors& inherited, std::vector<zp::Slot>* dropped)
       ZP_REQUIRES(reader_mu_, meta_mu_);
@@ -248,12 +260,13 @@ class Client {
   bool has_memory_ = false;
   std::unique_ptr<AgentChannel> channel_;  // null for a forked child
   AgentRanges ranges_;
+  const zp::StoreAs store_as_;
   ClientStats& stats_;                     // in the client table, as the record
   std::vector<zp::PageIndex> unfinished_;  // of a recovered client, until Resume
   std::atomic<uint64_t> limit_bytes_{0};
   std::atomic<bool> evictable_{true};
   std::atomic<bool> reclaim_wanted_{false};
-  std::atomic<uint8_t> node_{0};              // where its first thread ran lately, and its objects go
+  HomeNode node_;                             // where its first thread runs, and its objects go
   std::atomic<bool> forked_{false};           // a fork happened: busy pages may be shared ones
   std::atomic<bool> ever_registered_{false};  // something may be registered
 

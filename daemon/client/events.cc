@@ -273,8 +273,9 @@ void Client::ApplyFork(int child_fd) {
   (*record)->domain = record_->domain;
   (void)identity_.comm.copy((*record)->comm, sizeof((*record)->comm) - 1);
   (*record)->uffd_fd = uffd->fd();
+  NoteStoreAs(*record, store_as_);
   auto child = std::shared_ptr<Client>(new Client(services_, {0, identity_.uid, identity_.comm},
-                                                  std::move(*uffd), *record, std::move(*clone)));
+                                                  std::move(*uffd), *record, std::move(*clone), store_as_));
   {
     zp::WriterLock lock(child->meta_mu_);
     child->registered_ = registered_;
@@ -314,8 +315,7 @@ void Client::SettleBatch() {
     const zp::PageView content(scratch->run.data(), zp::kPageBytes);
     // Where the pool is full: neither parent nor child may lose the page, so it goes over the limit by this
     // one.
-    auto stored = services_.store.StoreAlways(
-        content, OwnerOf(page), zp::NodeId(node_.load(std::memory_order_relaxed)), scratch->codec);
+    auto stored = services_.store.StoreAlways(content, OwnerOf(page), node_.now(), store_as_, scratch->codec);
     if (!stored.ok()) {
       LoseStaged(page);  // no memory at all: the last resort of a dying machine
       (void)index_.CompareExchange(page, staging, Slot::Empty());

@@ -1,6 +1,4 @@
 // From a cold page to a stored one. See daemon/DESIGN.md, "The life of an eviction".
-#include <numa.h>
-
 #include <algorithm>
 #include <cstring>
 #include <thread>
@@ -88,10 +86,7 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
 void Client::RefreshThreads() {
   const auto now = std::chrono::steady_clock::now();
   if (now - threads_at_ < kThreadsEvery) return;
-  if (services_.store.topology().nodes().size() > 1) {
-    const int node = numa_node_of_cpu(ReadTaskCpu(identity_.pid, identity_.pid));
-    if (node >= 0) node_.store(static_cast<uint8_t>(node), std::memory_order_relaxed);
-  }
+  if (services_.store.topology().nodes().size() > 1) (void)FindHome();
   {
     zp::MutexLock lock(doomed_mu_);
     clearance_.Mark();
@@ -318,8 +313,8 @@ bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>
     // The client can write the ring: encode a copy that cannot change.
     channel_->CopyPage(n, scratch.run.data());
     const zp::PageView content(scratch.run.data(), zp::kPageBytes);
-    auto stored = services_.store.Store(content, OwnerOf(PageIndex::FromAddress(address)),
-                                        zp::NodeId(node_.load(std::memory_order_relaxed)), scratch.codec);
+    auto stored = services_.store.Store(content, OwnerOf(PageIndex::FromAddress(address)), node_.now(),
+                                        store_as_, scratch.codec);
     if (!stored.ok()) {
       Add(stats_.refused_no_memory);
       PutHome(n, scratch);

@@ -48,8 +48,12 @@ zp::Result<std::shared_ptr<Client>> Client::Recover(ClientServices services, Cli
       NoteFiles(record, memory);
     }
   }
+  const bool known = record->codec < zp::kCodecs && record->pool < zp::kPoolKinds;
+  const zp::StoreAs store_as =
+      known ? zp::StoreAs{static_cast<zp::CodecId>(record->codec), static_cast<zp::PoolKind>(record->pool)}
+            : services.store.store_as();
   auto client = std::shared_ptr<Client>(new Client(services, {record->pid, record->uid, record->comm},
-                                                   std::move(uffd), record, std::move(index)));
+                                                   std::move(uffd), record, std::move(index), store_as));
   client->limit_bytes_ = record->limit_bytes;
   client->unfinished_ = std::move(unfinished);
   // Nothing is known of these any more, so the careful answer is taken.

@@ -121,16 +121,18 @@ Connection::Next Connection::OnHello(std::span<const std::byte> packet) {
   }
   const std::string codec = TextOf(hello_.codec, sizeof(hello_.codec));
   const std::string pool = TextOf(hello_.pool, sizeof(hello_.pool));
-  if (!codec.empty() && codec != codec_) {
-    return Refuse(fmt::format(
-        "this daemon stores with codec '{}', not '{}'; leave --codec out, or start it with --codec", codec_,
-        codec));
+  const zp::StoreAs by_default = services_.store.store_as();
+  const auto wanted_codec = codec.empty() ? by_default.codec : zp::FindCodec(codec);
+  if (!wanted_codec.has_value()) {
+    return Refuse(fmt::format("there is no codec '{}' here, but {}; see --codec", codec,
+                              fmt::join(zp::kCodecNames, ", ")));
   }
-  if (!pool.empty() && pool != pool_) {
+  const auto wanted_pool = pool.empty() ? by_default.pool : zp::FindPool(pool);
+  if (!wanted_pool.has_value()) {
     return Refuse(
-        fmt::format("this daemon stores in a '{}' pool, not '{}'; leave --pool out, or start it with --pool",
-                    pool_, pool));
+        fmt::format("there is no pool '{}' here, but {}; see --pool", pool, fmt::join(zp::kPoolNames, ", ")));
   }
+  store_as_ = {*wanted_codec, *wanted_pool};
   if (peer_.pid == 0)
     return Refuse(
         "the client is in a pid namespace that the daemon cannot see; run uzswapd there or on the host");
@@ -209,8 +211,9 @@ Connection::Next Connection::OnProof(std::span<const std::byte> packet) {
   channel_->SetSocket(socket_);
   const Client::AgentRanges ranges{{hello_.arena_start, hello_.arena_start + hello_.arena_bytes},
                                    {hello_.staging_start, hello_.staging_start + hello_.staging_bytes}};
-  auto client = Client::Create(services_, {peer_.pid, peer_.uid, ReadComm(peer_.pid)}, std::move(uffd_),
-                               std::move(memory_), std::move(channel_), ranges, hello_.limit_bytes);
+  auto client =
+      Client::Create(services_, {peer_.pid, peer_.uid, ReadComm(peer_.pid)}, std::move(uffd_),
+                     std::move(memory_), std::move(channel_), ranges, hello_.limit_bytes, store_as_);
   if (!client.ok()) return Refuse(Explain(client.error()));
   client_ = std::move(*client);
   wire::Welcome welcome{};

@@ -37,14 +37,8 @@ class Connection {
     kRequest,   // request() holds a control request; the server answers
   };
 
-  // `codec` and `pool` are what this daemon stores with.
-  Connection(std::shared_ptr<const zp::UniqueFd> socket, PeerCredentials peer, ClientServices services,
-             std::string codec, std::string pool)
-      : socket_(std::move(socket)),
-        peer_(peer),
-        services_(services),
-        codec_(std::move(codec)),
-        pool_(std::move(pool)) {}
+  Connection(std::shared_ptr<const zp::UniqueFd> socket, PeerCredentials peer, ClientServices services)
+      : socket_(std::move(socket)), peer_(peer), services_(services) {}
 
   Next OnReadable();
   const std::shared_ptr<const zp::UniqueFd>& socket() const { return socket_; }
@@ -68,10 +62,10 @@ class Connection {
   std::shared_ptr<const zp::UniqueFd> socket_;
   const PeerCredentials peer_;
   ClientServices services_;
-  const std::string codec_, pool_;
   const std::chrono::steady_clock::time_point opened_at_ = std::chrono::steady_clock::now();
   State state_ = State::kFresh;
   wire::Hello hello_{};
+  zp::StoreAs store_as_;  // what the client asked for, or this daemon's default
   ProcessMemory memory_;
   Userfaultfd uffd_;
   std::unique_ptr<AgentChannel> channel_;

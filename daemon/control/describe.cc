@@ -34,6 +34,8 @@ json DescribeClient(const Client& client, const char* state) {
       {"comm", client.identity().comm},
       {"agent", client.has_agent()},
       {"state", state},
+      {"codec", zp::kCodecNames[static_cast<size_t>(client.codec())]},
+      {"pool", zp::kPoolNames[static_cast<size_t>(client.pool())]},
       {"limit_bytes", client.limit_bytes()},
       {"resident_bytes", Read(stats.resident_bytes)},
       {"resident_peak_bytes", Read(stats.resident_peak_bytes)},
@@ -139,6 +141,7 @@ json DescribeAll(const StatRequest& request, const ClientRegistry& registry, con
 }
 
 json DescribeNodes(const zp::PageStore& store, const PoolKeeper& keeper) {
+  const zp::CompactorStats moved = keeper.stats();
   json nodes = json::array();
   for (const zp::NodeId node : store.topology().nodes()) {
     const zp::NodeStats stats = store.node_stats(node);
@@ -146,14 +149,15 @@ json DescribeNodes(const zp::PageStore& store, const PoolKeeper& keeper) {
                      {"accepts", stats.accepts},
                      {"pool_bytes", stats.pool_bytes},
                      {"object_bytes", stats.stored_bytes},
-                     {"objects", stats.objects}});
+                     {"objects", stats.objects},
+                     {"followed_bytes", moved.followed_bytes[node.value()]}});
   }
-  const zp::CompactorStats moved = keeper.stats();
   return {{"schema", "uzswap.node-list/1"},
           {"nodes", std::move(nodes)},
           {"compaction", {{"objects", moved.objects}, {"bytes", moved.bytes}}},
           {"balanced_bytes", moved.balanced.bytes},
-          {"demoted_bytes", moved.demoted.bytes}};
+          {"demoted_bytes", moved.demoted.bytes},
+          {"followed_bytes", moved.followed_bytes_of_all()}};
 }
 
 }  // namespace uzswap

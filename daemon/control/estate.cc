@@ -16,8 +16,8 @@ namespace {
 zp::PageStore::Options StoreOptions(const Options& options) {
   return {.topology = zp::Topology::Detect(),
           .capacity = zp::Bytes(options.pool_limit_bytes),
-          .codec = options.codec == "raw" ? zp::CodecId::kRaw : zp::CodecId::kLz4,
-          .pool = options.pool == "zbud" ? zp::PoolKind::kZbud : zp::PoolKind::kZsmalloc};
+          .codec = *zp::FindCodec(options.codec),
+          .pool = *zp::FindPool(options.pool)};
 }
 
 }  // namespace

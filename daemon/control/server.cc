@@ -244,9 +244,9 @@ void Server::Accept() {
     }
     const int key = fd.get();
     if (!Add(epoll_.get(), key, EPOLLIN | EPOLLRDHUP).ok()) continue;
-    connections_[key] = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(fd)),
-                                                     PeerCredentials{credentials.pid, credentials.uid},
-                                                     services_, options_.codec, options_.pool);
+    connections_[key] =
+        std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(fd)),
+                                     PeerCredentials{credentials.pid, credentials.uid}, services_);
   }
 }
 
@@ -374,6 +374,15 @@ void Server::Housekeeping() {
     if (now - connection->opened_at() > kHandshakeTime) expired.push_back(fd);
   }
   for (const int fd : expired) CloseConnection(fd);
+}
+
+// On a machine with several nodes.
+PoolKeeper::Homes Server::Homes() const {
+  PoolKeeper::Homes homes;
+  for (const auto& client : registry_.All()) {
+    if (const auto home = client->FindHome()) homes[client->id()] = *home;
+  }
+  return homes;
 }
 
 // Everything goes home first. A page that cannot is a reason to stay: nobody else has it.

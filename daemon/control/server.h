@@ -76,6 +76,7 @@ class Server : public ClientHost {
   void Housekeeping();
   int HousekeepingDelay() const;
   size_t HalfOpen(uid_t uid) const;
+  PoolKeeper::Homes Homes() const;
   bool BringAllHome();
   void RunOperations();
 
@@ -87,7 +88,7 @@ class Server : public ClientHost {
   ClientServices services_;
   ClientRegistry registry_;
   Reclaimer reclaimer_{registry_};
-  PoolKeeper pool_keeper_{store_};
+  PoolKeeper pool_keeper_{store_, [this] { return Homes(); }};
   std::unique_ptr<FaultWorkers> workers_;
 
   zp::UniqueFd listener_, epoll_, signals_, wake_;

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
+#include <utility>
+#include <vector>
 
 namespace uzswap {
 namespace {
@@ -29,8 +32,11 @@ zp::Compactor::Options OptionsFor(const zp::PageStore& store, uint64_t bytes_per
 
 }  // namespace
 
-PoolKeeper::PoolKeeper(zp::PageStore& store)
-    : store_(store), paced_(store, OptionsFor(store, kBytesPerSecond)), asked_(store, OptionsFor(store, 0)) {}
+PoolKeeper::PoolKeeper(zp::PageStore& store, std::function<Homes()> find_homes)
+    : store_(store),
+      paced_(store, OptionsFor(store, kBytesPerSecond)),
+      asked_(store, OptionsFor(store, 0)),
+      find_homes_(store.topology().nodes().size() > 1 ? std::move(find_homes) : nullptr) {}
 
 void PoolKeeper::Start() {
   thread_ = std::thread([this] { Run(); });
@@ -45,32 +51,93 @@ void PoolKeeper::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-bool PoolKeeper::Step() {
+bool PoolKeeper::Pack() {
   uint64_t bytes = 0;
   for (const zp::NodeId node : store_.topology().nodes()) bytes += paced_.CompactStep(node, kStep);
-  if (store_.topology().nodes().size() > 1) bytes += paced_.DemoteStep(kStep) + paced_.BalanceStep(kStep);
   return bytes != 0;
+}
+
+bool PoolKeeper::Level() {
+  if (store_.topology().nodes().size() == 1) return false;
+  return paced_.DemoteStep(kStep) + paced_.BalanceStep(kStep) != 0;
+}
+
+bool PoolKeeper::SomebodyMoved() {
+  const Homes before = std::exchange(homes_, find_homes_());
+  return std::any_of(homes_.begin(), homes_.end(), [&](const auto& client) {
+    const auto was = before.find(client.first);
+    return was == before.end() || was->second != client.second;
+  });
+}
+
+PoolKeeper::Followed PoolKeeper::Follow() {
+  if (find_homes_ == nullptr) return Followed::kNothing;
+  if (!round_.running) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < round_.next_look) return Followed::kNothing;
+    round_.next_look = now + kFirstPause;
+    const bool somebody_moved = SomebodyMoved();
+    if (!somebody_moved && now < round_.next) return Followed::kNothing;
+    if (somebody_moved) round_.pause = kFirstPause;
+    round_.running = true;
+    round_.node = 0;
+    round_.moved_bytes = 0;
+  }
+  const std::vector<zp::NodeId>& nodes = store_.topology().nodes();
+  // Where all are at home nobody's objects have to leave.
+  const auto all_at_home = [&] {
+    return std::all_of(homes_.begin(), homes_.end(),
+                       [&](const auto& client) { return client.second == nodes[round_.node]; });
+  };
+  while (round_.node < nodes.size() && all_at_home()) ++round_.node;
+  uint64_t moved_bytes = 0;
+  if (round_.node < nodes.size()) {
+    const auto home = [this](uint32_t client) {
+      const auto found = homes_.find(client);
+      return found == homes_.end() ? std::nullopt : std::optional(found->second);
+    };
+    const zp::Compactor::Locality step = paced_.LocalityStep(nodes[round_.node], home, kStep);
+    moved_bytes = step.moved_bytes;
+    if (step.round_ended) ++round_.node;
+  }
+  round_.moved_bytes += moved_bytes;
+  if (round_.node == nodes.size()) {
+    round_.running = false;
+    round_.pause = round_.moved_bytes != 0 ? kFirstPause : std::min(round_.pause * 2, kLongestPause);
+    round_.next = std::chrono::steady_clock::now() + round_.pause;
+  }
+  if (moved_bytes != 0) return Followed::kMoved;
+  return round_.running ? Followed::kLooked : Followed::kNothing;
 }
 
 void PoolKeeper::Run() {
   (void)pthread_setname_np(pthread_self(), "uzswap-pool");
   milliseconds pause = kFirstPause;
-  uint64_t seen = 0;
+  uint64_t packed = 0;      // the changes that are dealt with
+  bool left_holes = false;  // something moved away since
   zp::MutexLock lock(mu_);
   while (!stop_.load()) {
     (void)wake_.WaitFor(mu_, pause);
     if (stop_.load()) return;
-    const uint64_t now = store_.changes();
-    if (now == seen) {
-      pause = std::min(std::max(pause, kFirstPause) * 2, kLongestPause);
-      continue;
-    }
     mu_.Unlock();
-    const bool gained = Step();
+    const uint64_t now = store_.changes();
+    const bool changed = left_holes || now != packed;
+    const bool gained = changed && Pack();
+    const bool leveled = Level();
+    const Followed followed = Follow();
     mu_.Lock();
-    // As long as something is gained, what changed is not dealt with.
-    if (!gained && !paced_.exhausted()) seen = now;
-    pause = gained ? kShortPause : kFirstPause;
+    if (leveled || followed == Followed::kMoved) {
+      left_holes = true;
+    } else if (changed && !gained && !paced_.exhausted()) {
+      // As long as something is gained, what changed is not dealt with.
+      packed = now;
+      left_holes = false;
+    }
+    if (gained || leveled || followed != Followed::kNothing) {
+      pause = kShortPause;
+    } else {
+      pause = changed ? kFirstPause : std::min(std::max(pause, kFirstPause) * 2, kLongestPause);
+    }
   }
 }
 

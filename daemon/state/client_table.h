@@ -79,8 +79,9 @@ struct ClientRecord {
   uint32_t id;
   int32_t pid;  // 0: a forked child whose pid nobody told
   uint32_t uid;
-  uint32_t parent_id;  // of a forked child; 0: none
-  uint32_t domain;     // of it and its forked children: what its pages' checksums are mixed with
+  uint32_t parent_id;   // of a forked child; 0: none
+  uint32_t domain;      // of it and its forked children: what its pages' checksums are mixed with
+  uint8_t codec, pool;  // zp::CodecId and zp::PoolKind that its pages are kept with
   char comm[16];
   int32_t uffd_fd, ring_fd, socket_fd;
   int32_t memory_fds[ProcessMemory::kFiles];
@@ -94,7 +95,7 @@ struct ClientRecord {
   uint32_t message_steps;
   uffd_msg messages[kMessagesPerRead];  // taken from the kernel; the first whose `event` is 0 ends them
   Arrival arrivals[kArrivals];
-  uint8_t reserved[2688];
+  uint8_t reserved[2680];
 };
 static_assert(sizeof(uffd_msg) == 32);
 static_assert(sizeof(ClientRecord) == 8192);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 
 #include "libzpool/base/units.h"
 #include "libzpool/codec/scratch.h"
@@ -14,6 +15,14 @@ namespace zp {
 // Kept in four bits of a location word; numbers are part of the persistent layout and never reused.
 enum class CodecId : uint8_t { kRaw = 0, kLz4 = 1 };
 inline constexpr unsigned kCodecIdLimit = 16;
+inline constexpr unsigned kCodecs = 2;
+inline constexpr const char* kCodecNames[kCodecs] = {"raw", "lz4"};
+constexpr std::optional<CodecId> FindCodec(std::string_view name) {
+  for (unsigned i = 0; i < kCodecs; ++i) {
+    if (name == kCodecNames[i]) return static_cast<CodecId>(i);
+  }
+  return std::nullopt;
+}
 
 using PageView = std::span<const std::byte, kPageBytes>;
 using MutablePageView = std::span<std::byte, kPageBytes>;

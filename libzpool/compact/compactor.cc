@@ -41,15 +41,22 @@ uint64_t Compactor::CompactStep(NodeId id, Bytes budget) {
   const PageStore::Node& node = store_.MustFind(id);
   const uint64_t allowed = Allowed(budget);
   uint64_t bytes = 0;
-  std::atomic<uint32_t>& hand = class_hand_[id.value()];
-  // Once around the classes of both pools, or until the budget is used up in the middle of one.
-  constexpr uint32_t kAll = ZsmallocPool::kClassCount + 1;
+  std::atomic<uint32_t>& hand = part_hand_[id.value()];
+  // Zsmalloc's classes, the one of standby, zbud's shards.
+  constexpr uint32_t kStandby = ZsmallocPool::kClassCount;
+  constexpr uint32_t kZbud = kStandby + 1;
+  constexpr uint32_t kAll = kZbud + ZbudPool::kShards;
+  const auto compact = [&](uint32_t part) {
+    if (part >= kZbud) return node.zbud->Compact(part - kZbud, options_.waste_permille, store_.epochs_);
+    return part == kStandby
+               ? node.standby->Compact(ZsmallocPool::kClassCount - 1, options_.waste_permille, store_.epochs_)
+               : node.zsmalloc->Compact(part, options_.waste_permille, store_.epochs_);
+  };
+  // Once around all of them, or until the budget is used up in the middle of one.
   for (uint32_t seen = 0; seen < kAll && bytes < allowed; ++seen) {
     const uint32_t at = hand.load(std::memory_order_relaxed) % kAll;
-    ZsmallocPool& pool = at < ZsmallocPool::kClassCount ? *node.zsmalloc : *node.standby;
-    const uint32_t size_class = std::min(at, ZsmallocPool::kClassCount - 1);
     while (bytes < allowed) {
-      const ZsmallocPool::Compacted done = pool.Compact(size_class, options_.waste_permille, store_.epochs_);
+      const Compacted done = compact(at);
       if (done.objects == 0) break;
       bytes += done.bytes;
       MutexLock lock(mu_);
@@ -167,6 +174,82 @@ uint64_t Compactor::Relieve(bool demote, Bytes budget, MigrateStats CompactorSta
   MutexLock lock(mu_);
   (stats_.*counter).Add(total);
   return total.bytes;
+}
+
+bool Compactor::TakesBack(const PageStore::Node& node) const {
+  return node.accepts->load(std::memory_order_relaxed) && FillPermille(node) < options_.return_permille;
+}
+
+Compactor::Locality Compactor::LocalityStep(NodeId id, const HomeOf& home, Bytes budget) {
+  const PageStore::Node& node = store_.MustFind(id);
+  const uint64_t allowed = Allowed(budget);
+  Locality result;
+  if (allowed == 0) return result;
+  std::array<bool, kMaxNodes> takes{};
+  for (const PageStore::Node& other : store_.nodes_)
+    takes[other.arena->node().value()] = &other != &node && TakesBack(other);
+  std::array<ObjectMove, ObjectMover::kBatch> batch;
+  size_t count = 0;
+  uint64_t batch_bytes = 0;
+  uint64_t moved_objects = 0;
+  std::array<uint64_t, kMaxNodes> moved_bytes{};
+  const auto move_batch = [&] {
+    store_.mover_->Move(std::span(batch.data(), count));
+    for (size_t i = 0; i < count; ++i) {
+      const NodeId to = batch[i].to_arena->node();
+      if (batch[i].outcome == ObjectMove::Outcome::kMoved) {
+        ++moved_objects;
+        moved_bytes[to.value()] += Location::Decode(batch[i].word).length;
+        result.moved_bytes += Location::Decode(batch[i].word).length;
+      }
+      // Not asked again in this step: each time would cost calls of the kernel.
+      if (batch[i].outcome == ObjectMove::Outcome::kNoRoom || !TakesBack(store_.MustFind(to)))
+        takes[to.value()] = false;
+    }
+    count = 0;
+    batch_bytes = 0;
+  };
+  // Takes the object along if it should be elsewhere.
+  const auto consider = [&](Handle handle, uint32_t span) {
+    const uint64_t word = store_.handles_->Lookup(handle);
+    const Location location = Location::Decode(word);
+    // It may have been freed or moved since it was listed.
+    if (!location.is_readable() || location.node != id || location.offset / kSpanBytes != span) return;
+    const std::optional<NodeId> to = home(store_.handles_->owner(handle).client);
+    if (!to.has_value() || to->value() >= kMaxNodes || !takes[to->value()]) return;
+    const std::optional<ObjectMove> move = store_.MoveOf(handle, word, store_.MustFind(*to));
+    if (!move.has_value()) return;
+    batch[count++] = *move;
+    batch_bytes += location.length;
+  };
+
+  std::atomic<uint64_t>& hand = object_hand_[id.value()];
+  const uint64_t begin = hand.load(std::memory_order_relaxed);
+  uint32_t span = static_cast<uint32_t>(begin >> 32);
+  uint32_t place = static_cast<uint32_t>(begin);
+  const uint32_t limit = node.arena->span_limit();
+  // A span is a look, too: most may be empty.
+  for (uint64_t looks = 0; span < limit && looks < kLooksPerStep; ++looks) {
+    std::array<Handle, ObjectMover::kBatch> handles;
+    const size_t listed = node.ListObjects(span, &place, std::span(handles).first(handles.size() - count));
+    const bool span_ended = listed < handles.size() - count;
+    for (size_t i = 0; i < listed; ++i) consider(handles[i], span);
+    looks += listed;
+    if (span_ended) {
+      ++span;
+      place = 0;
+    }
+    if (count == batch.size() || result.moved_bytes + batch_bytes >= allowed) move_batch();
+    if (result.moved_bytes >= allowed) break;
+  }
+  if (count != 0) move_batch();
+  result.round_ended = span >= limit;
+  hand.store(result.round_ended ? 0 : uint64_t{span} << 32 | place, std::memory_order_relaxed);
+  Spent(result.moved_bytes);
+  MutexLock lock(mu_);
+  stats_.followed_objects += moved_objects;
+  for (size_t i = 0; i < moved_bytes.size(); ++i) stats_.followed_bytes[i] += moved_bytes[i];
+  return result;
 }
 
 uint64_t Compactor::BalanceStep(Bytes budget) { return Relieve(false, budget, &CompactorStats::balanced); }

@@ -5,6 +5,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <numeric>
+#include <optional>
 #include <vector>
 
 #include "libzpool/base/mutex.h"
@@ -22,6 +25,12 @@ struct CompactorStats {
   MigrateStats drained;   // off nodes that are being emptied
   MigrateStats balanced;  // off nodes above their watermark
   MigrateStats demoted;   // down the node order
+  // Objects that followed their client to its node, and their bytes by that.
+  uint64_t followed_objects = 0;
+  std::array<uint64_t, kMaxNodes> followed_bytes{};
+  uint64_t followed_bytes_of_all() const {
+    return std::accumulate(followed_bytes.begin(), followed_bytes.end(), uint64_t{0});
+  }
 };
 
 // Idea: the mechanisms, in steps that copy a bounded number of bytes; when to take them is the caller's
@@ -38,10 +47,17 @@ class Compactor {
     // `low`. Only nodes below `low` take them.
     uint32_t high_permille = 950;
     uint32_t low_permille = 850;
-    // Which share of a size class's frames must be to gain before its objects are copied.
+    // Which share of the frames of a size class, or of a shard of zbud, must be to gain before objects are
+    // copied.
     uint32_t waste_permille = 20;
     // Fast nodes first. A node above `high` demotes to the next one that has room.
     std::vector<NodeId> demotion_order;
+    // A node takes objects whose client runs there only while it is below this. So far below `low` that what
+    // was demoted or balanced away does not come and go: it leaves a node that is above `high`, which is then
+    // at `low`, and can come back when a seventh of what the node may hold has been freed; and to be sent
+    // away again the node must grow by a quarter. Objects that are old go round only as fast as a program's
+    // needs swing by that much.
+    uint32_t return_permille = 700;
   };
   // `store` must outlive it.
   Compactor(PageStore& store, Options options);
@@ -59,6 +75,19 @@ class Compactor {
   uint64_t BalanceStep(Bytes budget);
   // From nodes above the high watermark to those behind them in the demotion order.
   uint64_t DemoteStep(Bytes budget);
+
+  // Where the objects of a client should lie; nothing: where they are.
+  using HomeOf = std::function<std::optional<NodeId>(uint32_t client)>;
+  struct Locality {
+    uint64_t moved_bytes = 0;
+    bool round_ended = false;  // all of the node has been looked at since a step that said so, or the first
+  };
+  // Moves objects of `node` whose client is at home on another one, to there: between nodes that programs run
+  // on, and back from one that others were demoted to. Whose an object is says its owner word, so of those
+  // that clones share it is who stored it. Looks at kLooksPerStep objects at most, of which each may cost a
+  // cache miss. `home` is called for each.
+  static constexpr uint64_t kLooksPerStep = 8192;
+  Locality LocalityStep(NodeId node, const HomeOf& home, Bytes budget);
 
   // Evacuation of a node that takes nothing new (PageStore::SetNodeAccepts). `left_bytes` 0: it is empty. No
   // progress and something left: the others have no room, or I/O or another mover holds the rest.
@@ -84,6 +113,8 @@ class Compactor {
   // What it may hold, and its frames in thousandths of that.
   uint64_t MostFrames(const PageStore::Node& node) const;
   uint64_t FillPermille(const PageStore::Node& node) const;
+  // Whether the node takes objects whose client runs there.
+  bool TakesBack(const PageStore::Node& node) const;
 
   PageStore& store_;
   const Options options_;
@@ -92,7 +123,8 @@ class Compactor {
   int64_t allowance_ ZP_GUARDED_BY(mu_) = 0;  // below zero: a span was larger than what was left
   std::chrono::steady_clock::time_point allowance_at_ ZP_GUARDED_BY(mu_) = std::chrono::steady_clock::now();
   std::array<std::atomic<uint32_t>, kMaxNodes> span_hand_{};
-  std::array<std::atomic<uint32_t>, kMaxNodes> class_hand_{};
+  std::array<std::atomic<uint32_t>, kMaxNodes> part_hand_{};
+  std::array<std::atomic<uint64_t>, kMaxNodes> object_hand_{};  // {span : 32, place in it : 32}
 };
 
 }  // namespace zp

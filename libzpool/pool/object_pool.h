@@ -4,6 +4,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
 
 #include "libzpool/base/result.h"
 #include "libzpool/frame/frame_arena.h"
@@ -16,6 +19,12 @@ namespace zp {
 enum class PoolKind : uint8_t { kZsmalloc, kZbud };
 inline constexpr int kPoolKinds = 2;
 inline constexpr const char* kPoolNames[kPoolKinds] = {"zsmalloc", "zbud"};
+constexpr std::optional<PoolKind> FindPool(std::string_view name) {
+  for (int i = 0; i < kPoolKinds; ++i) {
+    if (name == kPoolNames[i]) return static_cast<PoolKind>(i);
+  }
+  return std::nullopt;
+}
 
 // Stands for the handle of an object that moved away, until Putback vacates its slot.
 inline constexpr Handle kMovedAway{~uint32_t{0}};
@@ -32,6 +41,12 @@ struct SizeClassStats {
   uint64_t frames = 0;       // taken from the budget, idle ones included
   uint64_t idle_frames = 0;  // of these, without any object
   std::array<uint64_t, kFullnessGroups> zspages_by_group{};
+};
+
+// What a step of compaction moved.
+struct Compacted {
+  uint32_t objects = 0;
+  uint64_t bytes = 0;
 };
 
 // A pool's totals. The counts of objects may be off by those that are just moving between nodes; their sum
@@ -64,10 +79,15 @@ class ObjectPool : public MovableOwner {
   // given back.
   virtual Result<uint64_t> Allocate(uint32_t length, Limits limits) = 0;
   Result<uint64_t> Allocate(uint32_t length) { return Allocate(length, Limits::kKept); }
-  // Says whose the object is. Its entry must be published.
+  // Says whose the object is. Its entry must be published, or what it will move from.
   virtual void Bind(uint64_t offset, Handle handle) = 0;
   // `length` as given to Allocate. The bytes are gone at once.
   virtual void Free(uint64_t offset, uint32_t length) = 0;
+
+  // The handles of what lies in `span`, from place *at on (0: the first), which is advanced: as many as `out`
+  // has room for, fewer only at the end. Objects without handle are passed over, and spans that are isolated,
+  // or not this pool's, have none. All of it may be otherwise by the time that it is looked at.
+  virtual size_t List(uint32_t span, uint32_t* at, std::span<Handle> out) = 0;
 
   // Keeps the object where it is, for I/O on its bytes. kBusy: it is just being moved; look it up again.
   virtual Status Pin(uint64_t offset, uint32_t length) = 0;

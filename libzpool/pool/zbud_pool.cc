@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "libzpool/base/pause_point.h"
+#include "libzpool/pool/zbud_span.h"
 
 namespace zp {
 namespace {
@@ -18,53 +19,7 @@ constexpr uint64_t kIdleFrames = 4;
 constexpr uint64_t kIdleShare = 64;
 constexpr uint64_t kSpansTrimmed = 4;
 
-uint32_t ChunksOf(uint32_t length) { return (length + ZbudPool::kChunkBytes - 1) / ZbudPool::kChunkBytes; }
-
 }  // namespace
-
-// 64 frames of two buddies. Guarded by the shard's lock, but for the handles.
-struct ZbudPool::Span {
-  Span(uint32_t number, unsigned shard_index) : span(number), shard(shard_index) {}
-
-  static constexpr uint32_t kFirst = 0, kLast = 1;
-  // A frame's buddy by where it begins.
-  static uint32_t BuddyAt(uint64_t offset) { return offset % kPageBytes == 0 ? kFirst : kLast; }
-  // Where a buddy of that many chunks begins.
-  uint64_t OffsetOf(uint32_t frame, uint32_t buddy, uint32_t size) const {
-    const uint64_t base = (uint64_t{span} * kFramesPerSpan + frame) * kPageBytes;
-    return buddy == kFirst ? base : base + kPageBytes - uint64_t{size} * kChunkBytes;
-  }
-  uint32_t FreeChunks(uint32_t frame) const { return kChunks - chunks[frame][kFirst] - chunks[frame][kLast]; }
-  bool IsEmpty(uint32_t frame) const { return chunks[frame][kFirst] == 0 && chunks[frame][kLast] == 0; }
-  std::atomic<uint32_t>& handle_word(uint32_t frame, uint32_t buddy) { return handles[frame * 2 + buddy]; }
-  Handle handle(uint32_t frame, uint32_t buddy) {
-    return Handle(handle_word(frame, buddy).load(std::memory_order_acquire));
-  }
-  void SetHandle(uint32_t frame, uint32_t buddy, Handle handle) {
-    handle_word(frame, buddy).store(handle.value(), std::memory_order_release);
-  }
-  uint64_t Occupied() const {
-    uint64_t mask = 0;
-    for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) mask |= uint64_t{!IsEmpty(frame)} << frame;
-    return mask;
-  }
-
-  const uint32_t span;
-  const unsigned shard;
-  bool isolated = true;
-  bool is_open = false;  // in the shard's list of spans with frames to take
-  uint32_t pins = 0;
-  uint64_t taken = 0;
-  uint64_t present = 0;
-  uint64_t punching = 0;
-  Span* open_prev = nullptr;
-  Span* open_next = nullptr;
-  std::array<std::array<uint8_t, 2>, kFramesPerSpan> chunks{};
-  std::array<uint8_t, kFramesPerSpan> list{};  // the list that the frame is in: free chunks; 0: none
-  std::array<FrameNumber, kFramesPerSpan> prev{};
-  std::array<FrameNumber, kFramesPerSpan> next{};
-  std::array<std::atomic<uint32_t>, kFramesPerSpan * 2> handles{};
-};
 
 ZbudPool::Shard& ZbudPool::ShardOf(const Span& span) { return shards_[span.shard]; }
 
@@ -202,8 +157,9 @@ void ZbudPool::Free(uint64_t offset, uint32_t length) {
 
 Status ZbudPool::Pin(uint64_t offset, uint32_t) {
   Span* const span = SpanOf(offset);
+  const uint32_t frame = static_cast<uint32_t>(offset / kPageBytes % kFramesPerSpan);
   MutexLock lock(ShardOf(*span).mu);
-  if (span->isolated) return Error{Errc::kBusy, 0, "an object that is being moved"};
+  if (span->isolated || span->IsMoving(frame)) return Error{Errc::kBusy, 0, "an object that is being moved"};
   ++span->pins;
   return OkStatus();
 }
@@ -213,6 +169,21 @@ void ZbudPool::Unpin(uint64_t offset, uint32_t) {
   MutexLock lock(ShardOf(*span).mu);
   ZP_CHECK(span->pins > 0, "unpinned more often than pinned");
   --span->pins;
+}
+
+size_t ZbudPool::List(uint32_t number, uint32_t* at, std::span<Handle> out) {
+  Shard* const shard = ShardAt(number);
+  if (shard == nullptr) return 0;
+  MutexLock lock(shard->mu);
+  Span* const span = FindLocked(*shard, number);
+  if (span == nullptr || span->isolated) return 0;
+  size_t count = 0;
+  for (; *at < kFramesPerSpan * 2 && count < out.size(); ++*at) {
+    const Handle handle = span->handle(*at / 2, *at % 2);
+    const bool there = span->chunks[*at / 2][*at % 2] != 0 && !handle.is_null() && handle != kMovedAway;
+    if (there) out[count++] = handle;
+  }
+  return count;
 }
 
 uint64_t ZbudPool::Trim() {
@@ -258,7 +229,7 @@ void ZbudPool::DebugVerify() const {
   for (uint32_t i = 0; i < arena_.span_limit(); ++i) {
     Span* const span = At(i);
     if (span == nullptr) continue;
-    ZP_CHECK(!span->isolated && span->pins == 0, "span out of circulation");
+    ZP_CHECK(!span->isolated && span->pins == 0 && span->moving == 0, "span out of circulation");
     ZP_CHECK(span->taken != 0, "vacant span kept");
     const bool open = ~(span->taken | span->punching) != 0;
     ZP_CHECK(span->is_open == open, "list of open spans out of step");
@@ -293,7 +264,7 @@ void ZbudPool::RelinkLocked(Shard& shard, Span* span, uint32_t frame) {
   UnlinkLocked(shard, span, frame);
   const auto& chunks = span->chunks[frame];
   const uint32_t free = chunks[0] != 0 && chunks[1] != 0 ? 0 : span->FreeChunks(frame);
-  if (span->isolated || free == 0) return;
+  if (span->isolated || span->IsMoving(frame) || free == 0) return;
   const FrameNumber number = span->span * kFramesPerSpan + frame;
   FrameNumber& head = shard.lists[free];
   span->list[frame] = static_cast<uint8_t>(free);
@@ -335,7 +306,7 @@ void ZbudPool::LinkOpenLocked(Shard& shard, Span* span) {
 uint64_t ZbudPool::TakeIdleLocked(Shard& shard, Span* span) {
   uint64_t frames = 0;
   for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
-    if ((span->taken >> frame & 1) == 0 || !span->IsEmpty(frame)) continue;
+    if ((span->taken >> frame & 1) == 0 || !span->IsEmpty(frame) || span->IsMoving(frame)) continue;
     UnlinkLocked(shard, span, frame);
     frames |= uint64_t{1} << frame;
   }
@@ -450,7 +421,8 @@ MigrateOutcome ZbudPool::Isolate(uint32_t number, const SpanShape& shape) {
   if (span == nullptr) return MigrateOutcome::kGone;
   if (span->isolated) return MigrateOutcome::kBusy;
   if (span->pins != 0) return MigrateOutcome::kPinned;
-  if (span->punching != 0 || (span->Occupied() & ~shape.frames) != 0) return MigrateOutcome::kBusy;
+  if (span->punching != 0 || span->moving != 0 || (span->Occupied() & ~shape.frames) != 0)
+    return MigrateOutcome::kBusy;
   for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
     for (const uint32_t buddy : {Span::kFirst, Span::kLast}) {
       if (span->chunks[frame][buddy] != 0 && span->handle(frame, buddy).is_null())
@@ -639,7 +611,7 @@ Status ZbudPool::Reclaim(uint64_t frame, ObjectEvictor& evictor) {
     MutexLock lock(shard->mu);
     Span* const span = FindLocked(*shard, number);
     if (span == nullptr || span->IsEmpty(in_span)) return Error{Errc::kGone, 0, "objects in the frame"};
-    if (span->isolated || span->pins != 0)
+    if (span->isolated || span->IsMoving(in_span) || span->pins != 0)
       return Error{Errc::kBusy, 0, "a frame that is being moved or used by I/O"};
     for (uint32_t buddy = 0; buddy < 2; ++buddy) {
       if (span->chunks[in_span][buddy] == 0) continue;

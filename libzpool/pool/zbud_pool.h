@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "libzpool/base/epochs.h"
 #include "libzpool/base/mapping.h"
 #include "libzpool/base/mutex.h"
 #include "libzpool/base/result.h"
@@ -39,6 +40,7 @@ class ZbudPool final : public ObjectPool {
   static constexpr uint32_t kChunkBytes = 64;
   static constexpr uint32_t kChunks = kPageBytes / kChunkBytes;
   static constexpr unsigned kShards = 4;
+  static constexpr uint32_t ChunksOf(uint32_t length) { return (length + kChunkBytes - 1) / kChunkBytes; }
 
   // Both must outlive the pool.
   static Result<std::unique_ptr<ZbudPool>> Create(FrameArena& arena, HandleTable& handles);
@@ -51,6 +53,7 @@ class ZbudPool final : public ObjectPool {
   Result<uint64_t> Allocate(uint32_t length, Limits limits) override;
   void Bind(uint64_t offset, Handle handle) override;
   void Free(uint64_t offset, uint32_t length) override;
+  size_t List(uint32_t span, uint32_t* at, std::span<Handle> out) override;
   Status Pin(uint64_t offset, uint32_t length) override;
   void Unpin(uint64_t offset, uint32_t length) override;
   uint64_t Trim() override;
@@ -66,6 +69,14 @@ class ZbudPool final : public ObjectPool {
   MigratedSpan Migrate(uint32_t span, MovableOwner& target, uint32_t target_span,
                        const std::atomic<bool>* abort) override;
   void Putback(uint32_t span) override;
+
+  // One step of compaction: of the shard's frames with one buddy up to kCompactObjects lose theirs to others,
+  // the largest that has room beside the largest that fits beside it, and are given back. The smaller of two
+  // moves, so that 2 KiB are copied at most for a frame. Waits for readers once. Zero objects: there is
+  // nothing to gain. Only where the frames with one buddy, were they all pairs, would save more than
+  // `waste_permille` thousandths of the shard's.
+  static constexpr uint32_t kCompactObjects = 64;
+  Compacted Compact(unsigned shard, uint32_t waste_permille, Epochs& epochs);
 
   // Vacates one frame by evicting the objects in it, at most two, through their owner. kBusy: one of them
   // could not go, or is just being stored, moved or used by I/O; kGone: there is none. Not for the path of a
@@ -112,6 +123,26 @@ class ZbudPool final : public ObjectPool {
   // Frames without objects that are to be given back; they are out of all lists.
   uint64_t TakeIdleLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
   uint64_t Punch(Shard& shard, Span* span, uint64_t frames) ZP_EXCLUDES(shard.mu);
+  // Two frames with one buddy each, of which one is to have both.
+  struct Pair {
+    Span* from = nullptr;
+    uint32_t from_frame = 0, from_buddy = 0;
+    Span* to = nullptr;
+    uint32_t to_frame = 0, to_buddy = 0;
+    uint32_t chunks = 0;
+    uint32_t length = 0;
+    Handle handle;
+    bool moved = false;
+  };
+  struct Pairs {
+    std::array<Pair, kCompactObjects> items;
+    uint32_t count = 0;
+  };
+  void ChoosePairsLocked(Shard& shard, uint32_t waste_permille, Pairs* pairs) ZP_REQUIRES(shard.mu);
+  // Frames of a list that are present, of a span that may be moved. 0: none among the first.
+  FrameNumber FindSingleLocked(Shard& shard, uint32_t free, FrameNumber other_than) ZP_REQUIRES(shard.mu);
+  // Copies the object and publishes the copy, if its entry still is what it was.
+  bool MovePair(Pair& pair);
   void LinkOpenLocked(Shard& shard, Span* span) ZP_REQUIRES(shard.mu);
   // Of at most `most_spans` spans.
   uint64_t TrimShard(Shard& shard, uint64_t most_spans) ZP_EXCLUDES(shard.mu);

@@ -147,6 +147,21 @@ void ZsmallocPool::Free(uint64_t offset, uint32_t length) {
   FinishPunch(c, &batch);
 }
 
+size_t ZsmallocPool::List(uint32_t span, uint32_t* at, std::span<Handle> out) {
+  SizeClass* const c = ClassOf(span);
+  if (c == nullptr) return 0;
+  MutexLock lock(c->mu);
+  const Zspage* const zspage = FindLocked(*c, span);
+  if (zspage == nullptr || zspage->isolated) return 0;
+  size_t count = 0;
+  for (int slot = zspage->LowestUsed(*at); slot >= 0 && count < out.size(); slot = zspage->LowestUsed(*at)) {
+    *at = static_cast<uint32_t>(slot) + 1;
+    const Handle handle = zspage->handle(static_cast<uint32_t>(slot));
+    if (!handle.is_null() && handle != kMovedAway) out[count++] = handle;
+  }
+  return count;
+}
+
 uint64_t ZsmallocPool::Trim() {
   uint64_t frames = 0;
   for (SizeClass& c : classes_) frames += TrimClass(c);
@@ -195,6 +210,10 @@ void ZsmallocPool::DebugVerify() const {
         ZP_CHECK(!z->isolated, "isolated zspage in a list");
         ++zspages;
         objects += z->live();
+        bool unbound = false;
+        for (int slot = z->LowestUsed(0); slot >= 0; slot = z->LowestUsed(static_cast<uint32_t>(slot) + 1))
+          unbound = unbound || z->handle(static_cast<uint32_t>(slot)).is_null();
+        ZP_CHECK(unbound == z->HasUnbound(), "objects without handle out of step");
         frames += static_cast<uint64_t>(std::popcount(z->taken()));
         idle += static_cast<uint64_t>(std::popcount(z->idle()));
         for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
@@ -464,8 +483,13 @@ bool ZsmallocPool::MoveObject(Zspage* from, uint32_t slot, ZsmallocPool& pool, Z
     return true;
   }
   pool.classes_[to->size_class()].Count(-1, -length);
-  to->SetHandle(to_slot, Handle());
   return false;
+}
+
+Zspage::UsedWords ZsmallocPool::CopyUsed(const Zspage* zspage) {
+  SizeClass& c = classes_[zspage->size_class()];
+  MutexLock lock(c.mu);
+  return zspage->used_slots();
 }
 
 MigratedSpan ZsmallocPool::Migrate(uint32_t span, MovableOwner& target, uint32_t target_span,
@@ -482,19 +506,13 @@ MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t 
                from->size_class() == to->size_class(),
            "migration of spans that do not match");
   // What there is to move; objects freed from now on are met below.
-  std::array<uint64_t, SizeClassGeometry::kMostObjects / 64> used;
-  const uint32_t words = (from->objects() + 63) / 64;
-  {
-    SizeClass& c = classes_[from->size_class()];
-    MutexLock lock(c.mu);
-    std::copy_n(from->used_words(), words, used.begin());
-  }
+  const Zspage::UsedWords used = CopyUsed(from);
   // fn(slot, slot in the target) until it says no or the target has no more room.
   const uint32_t first = packed != nullptr ? *packed : 0;
   const uint32_t room = packed != nullptr ? to->RoomBelow(to->present()) : from->objects();
   const auto for_each_slot = [&](auto&& fn) {
     uint32_t next = first;
-    for (uint32_t word = 0; word < words; ++word) {
+    for (uint32_t word = 0; word < used.size(); ++word) {
       for (uint64_t rest = used[word]; rest != 0; rest &= rest - 1) {
         const uint32_t slot = word * 64 + static_cast<uint32_t>(std::countr_zero(rest));
         if (next == room || !fn(slot, packed != nullptr ? next : slot)) return;
@@ -503,15 +521,17 @@ MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t 
     }
   };
   {
+    SlotSet claimed;
+    for_each_slot([&](uint32_t, uint32_t to_slot) {
+      if (packed != nullptr) ++*packed;
+      to->Add(to_slot, &claimed);
+      to->PrepareMovedAway(to_slot);
+      return true;
+    });
     SizeClass& c = pool.classes_[to->size_class()];
     MutexLock lock(c.mu);
     const int idle_before = std::popcount(to->idle());
-    for_each_slot([&](uint32_t, uint32_t to_slot) {
-      if (packed != nullptr) ++*packed;
-      to->Occupy(to_slot);
-      to->SetHandle(to_slot, kMovedAway);
-      return true;
-    });
+    to->OccupyAll(claimed);
     pool.CountIdleLocked(c, std::popcount(to->idle()) - idle_before);
   }
   MigratedSpan result;
@@ -562,15 +582,22 @@ void ZsmallocPool::Putback(uint32_t span) {
   Zspage* const zspage = At(span).zspage();
   ZP_CHECK(zspage != nullptr && zspage->isolated, "putback of a span that is not isolated");
   SizeClass& c = classes_[zspage->size_class()];
+  // Slots that their objects moved away from are nobody's but ours.
+  const Zspage::UsedWords used = CopyUsed(zspage);
+  SlotSet moved_away;
+  for (uint32_t word = 0; word < used.size(); ++word) {
+    for (uint64_t rest = used[word]; rest != 0; rest &= rest - 1) {
+      const uint32_t slot = word * 64 + static_cast<uint32_t>(std::countr_zero(rest));
+      if (zspage->handle(slot) == kMovedAway) zspage->Add(slot, &moved_away);
+    }
+  }
   PunchBatch batch;
   bool vacant = false;
   {
     MutexLock lock(c.mu);
-    for (int at = zspage->HighestUsed(zspage->objects()); at >= 0;
-         at = zspage->HighestUsed(static_cast<uint32_t>(at))) {
-      const uint32_t slot = static_cast<uint32_t>(at);
-      if (zspage->handle(slot) == kMovedAway) VacateLocked(c, zspage, slot);
-    }
+    const int idle_before = std::popcount(zspage->idle());
+    zspage->VacateAll(moved_away);
+    CountIdleLocked(c, std::popcount(zspage->idle()) - idle_before);
     zspage->isolated = false;
     vacant = DetachIfVacantLocked(c, zspage);
     if (!vacant) {
@@ -647,7 +674,7 @@ ZsmallocPool::Choice ZsmallocPool::ChooseLocked(SizeClass& c, uint32_t waste_per
   return gains ? merge : Choice{};
 }
 
-ZsmallocPool::Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, Epochs& epochs) {
+Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, Epochs& epochs) {
   const uint32_t size_class = static_cast<uint32_t>(&c - classes_.data());
   const uint64_t all = ~uint64_t{0};
   const Result<uint32_t> target =
@@ -673,7 +700,7 @@ ZsmallocPool::Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, 
   return result;
 }
 
-ZsmallocPool::Compacted ZsmallocPool::Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs) {
+Compacted ZsmallocPool::Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs) {
   SizeClass& c = classes_[size_class];
   CompactBatch batch;
   Compacted result;

@@ -46,6 +46,7 @@ class ZsmallocPool final : public ObjectPool {
   Result<uint64_t> Allocate(uint32_t length, Limits limits) override;
   void Bind(uint64_t offset, Handle handle) override;
   void Free(uint64_t offset, uint32_t length) override;
+  size_t List(uint32_t span, uint32_t* at, std::span<Handle> out) override;
   Status Pin(uint64_t offset, uint32_t length) override;
   void Unpin(uint64_t offset, uint32_t length) override;
   uint64_t Trim() override;
@@ -66,10 +67,6 @@ class ZsmallocPool final : public ObjectPool {
   // holes of almost full ones, in frames that are present; or, where there is no room for that, moves several
   // sparse zspages, packed, to a new one. Waits for readers once. Zero objects: there is nothing to gain.
   static constexpr uint32_t kCompactObjects = 128;
-  struct Compacted {
-    uint32_t objects = 0;
-    uint64_t bytes = 0;
-  };
   // Only where more than `waste_permille` thousandths of the class's frames are to gain, and one at least.
   Compacted Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs);
 
@@ -169,6 +166,7 @@ class ZsmallocPool final : public ObjectPool {
   // have room in its frames.
   MigratedSpan MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t target_span, uint32_t* packed,
                         const std::atomic<bool>* abort);
+  Zspage::UsedWords CopyUsed(const Zspage* zspage);
   bool AddMoving(Zspage* from, uint32_t slot, const Claim& to, CompactBatch* batch) const;
   void ClaimSlotLocked(SizeClass& c, Zspage* zspage, uint32_t slot) ZP_REQUIRES(c.mu);
   void CountIdleLocked(SizeClass& c, int delta) ZP_REQUIRES(c.mu);

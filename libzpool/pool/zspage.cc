@@ -23,16 +23,6 @@ uint64_t Zspage::BytesOf(uint32_t size_class) {
   return sizeof(Zspage) + WordsOf(objects) * sizeof(uint64_t) + objects * sizeof(std::atomic<uint32_t>);
 }
 
-bool Zspage::HasUnbound() const {
-  for (size_t word = 0; word < WordsOf(objects_); ++word) {
-    for (uint64_t rest = used()[word]; rest != 0; rest &= rest - 1) {
-      if (handle(static_cast<uint32_t>(word * 64) + static_cast<uint32_t>(std::countr_zero(rest))).is_null())
-        return true;
-    }
-  }
-  return false;
-}
-
 void Zspage::Destroy(Zspage* zspage) {
   zspage->~Zspage();
   ::operator delete (zspage, std::align_val_t{kAlignment});
@@ -51,14 +41,19 @@ FullnessGroup Zspage::group() const {
 }
 
 int Zspage::FindFree() const {
-  for (uint64_t open = open_; open != 0; open &= open - 1) {
+  const int slot = FirstFreeInOpen(open_, taken_);
+  return slot >= 0 ? slot : FirstFreeIn(0, objects_, 0);
+}
+
+int Zspage::FirstFreeInOpen(uint64_t open, uint64_t must_be_taken) const {
+  for (; open != 0; open &= open - 1) {
     uint32_t first = 0;
     uint32_t end = 0;
     SlotsOf(static_cast<uint32_t>(std::countr_zero(open)), &first, &end);
-    const int slot = FirstFreeIn(first, end, taken_);
+    const int slot = FirstFreeIn(first, end, must_be_taken);
     if (slot >= 0) return slot;
   }
-  return FirstFreeIn(0, objects_, 0);
+  return -1;
 }
 
 int Zspage::HighestUsed(uint32_t limit) const {
@@ -71,6 +66,15 @@ int Zspage::HighestUsed(uint32_t limit) const {
   return -1;
 }
 
+int Zspage::LowestUsed(uint32_t begin) const {
+  for (uint32_t word = begin / 64; word < WordsOf(objects_); ++word) {
+    uint64_t in_use = used()[word];
+    if (word == begin / 64) in_use &= ~uint64_t{0} << (begin % 64);
+    if (in_use != 0) return static_cast<int>(word * 64 + static_cast<uint32_t>(std::countr_zero(in_use)));
+  }
+  return -1;
+}
+
 uint64_t Zspage::FramesOf(uint32_t slot) const {
   const uint32_t begin = slot * object_bytes_;
   const uint32_t first = begin / kPageBytes;
@@ -78,28 +82,69 @@ uint64_t Zspage::FramesOf(uint32_t slot) const {
   return (uint64_t{1} << first) | (uint64_t{1} << last);
 }
 
+void Zspage::CountIn(uint32_t frame, int objects) {
+  FrameDescriptor& its = descriptor(frame);
+  its.live = static_cast<uint16_t>(its.live + objects);
+  const uint64_t bit = uint64_t{1} << frame;
+  idle_ = its.live == 0 ? idle_ | bit : idle_ & ~bit;
+}
+
 void Zspage::Occupy(uint32_t slot) {
   ZP_DCHECK(!is_occupied(slot), "slot is in use");
   used()[slot / 64] |= uint64_t{1} << (slot % 64);
-  SetHandle(slot, Handle());
+  handles()[slot].store(0, std::memory_order_relaxed);
+  ++claimed_;
   ++live_;
   const uint64_t frames = FramesOf(slot);
-  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
-    FrameDescriptor& frame = descriptor(static_cast<uint32_t>(std::countr_zero(rest)));
-    ++frame.live;
-  }
-  idle_ &= ~frames;
+  for (uint64_t rest = frames; rest != 0; rest &= rest - 1)
+    CountIn(static_cast<uint32_t>(std::countr_zero(rest)), 1);
   UpdateOpen(frames);
 }
 
 void Zspage::Vacate(uint32_t slot) {
   ZP_CHECK(is_occupied(slot), "object freed twice");
   used()[slot / 64] &= ~(uint64_t{1} << (slot % 64));
+  if (handle(slot).is_null()) --claimed_;
   --live_;
   const uint64_t frames = FramesOf(slot);
-  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
-    FrameDescriptor& frame = descriptor(static_cast<uint32_t>(std::countr_zero(rest)));
-    if (--frame.live == 0) idle_ |= rest & -rest;
+  for (uint64_t rest = frames; rest != 0; rest &= rest - 1)
+    CountIn(static_cast<uint32_t>(std::countr_zero(rest)), -1);
+  UpdateOpen(frames);
+}
+
+void Zspage::Add(uint32_t slot, SlotSet* slots) const {
+  slots->words[slot / 64] |= uint64_t{1} << (slot % 64);
+  ++slots->count;
+  for (uint64_t rest = FramesOf(slot); rest != 0; rest &= rest - 1)
+    ++slots->in_frame[static_cast<uint32_t>(std::countr_zero(rest))];
+}
+
+void Zspage::OccupyAll(const SlotSet& slots) {
+  for (size_t word = 0; word < WordsOf(objects_); ++word) {
+    ZP_DCHECK((used()[word] & slots.words[word]) == 0, "slot is in use");
+    used()[word] |= slots.words[word];
+  }
+  live_ += slots.count;
+  uint64_t frames = 0;
+  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+    if (slots.in_frame[frame] == 0) continue;
+    CountIn(frame, slots.in_frame[frame]);
+    frames |= uint64_t{1} << frame;
+  }
+  UpdateOpen(frames);
+}
+
+void Zspage::VacateAll(const SlotSet& slots) {
+  for (size_t word = 0; word < WordsOf(objects_); ++word) {
+    ZP_CHECK((used()[word] & slots.words[word]) == slots.words[word], "object freed twice");
+    used()[word] &= ~slots.words[word];
+  }
+  live_ -= slots.count;
+  uint64_t frames = 0;
+  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+    if (slots.in_frame[frame] == 0) continue;
+    CountIn(frame, -int{slots.in_frame[frame]});
+    frames |= uint64_t{1} << frame;
   }
   UpdateOpen(frames);
 }
@@ -132,17 +177,20 @@ void Zspage::EndPunch(uint64_t frames) {
 }
 
 int Zspage::FirstFreeIn(uint32_t begin, uint32_t end, uint64_t must_be_taken) const {
-  for (uint32_t word = begin / 64; word * 64 < end; ++word) {
-    uint64_t free = ~used()[word];
-    if (word == begin / 64) free &= ~uint64_t{0} << (begin % 64);
-    for (; free != 0; free &= free - 1) {
-      const uint32_t slot = word * 64 + static_cast<uint32_t>(std::countr_zero(free));
-      if (slot >= end) return -1;
-      const uint64_t frames = FramesOf(slot);
-      if ((frames & punching_) != 0) continue;
-      if (must_be_taken != 0 && (frames & ~must_be_taken) != 0) continue;
-      return static_cast<int>(slot);
+  for (uint32_t slot = begin; slot < end;) {
+    const uint64_t free = ~used()[slot / 64] >> (slot % 64);
+    if (free == 0) {
+      slot = (slot / 64 + 1) * 64;
+      continue;
     }
+    slot += static_cast<uint32_t>(std::countr_zero(free));
+    if (slot >= end) return -1;
+    const uint64_t frames = FramesOf(slot);
+    const uint64_t forbidden = (frames & punching_) | (must_be_taken != 0 ? frames & ~must_be_taken : 0);
+    if (forbidden == 0) return static_cast<int>(slot);
+    // On to the first that begins behind the frame, so that a frame costs one look.
+    const uint32_t behind = static_cast<uint32_t>((63 - std::countl_zero(forbidden) + 1) * kPageBytes);
+    slot = (behind + object_bytes_ - 1) / object_bytes_;
   }
   return -1;
 }

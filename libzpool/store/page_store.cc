@@ -36,6 +36,7 @@ Result<std::unique_ptr<PageStore>> PageStore::Create(const Options& options) {
   std::unique_ptr<PageStore> store(new (std::nothrow) PageStore(options, frames));
   if (store == nullptr) return Error{Errc::kNoMemory, 0, "page store"};
   store->handles_ = ZP_TRY(HandleTable::Create(MaxHandles(options.capacity)));
+  store->mover_.emplace(*store->handles_, store->epochs_);
   for (const NodeId node : options.topology.nodes()) {
     std::unique_ptr<FrameArena> arena = ZP_TRY(FrameArena::Create(store->ArenaOptions(node), store->budget_));
     ZP_TRY(store->AddNode(std::move(arena)));
@@ -74,29 +75,31 @@ Status PageStore::AddNode(std::unique_ptr<FrameArena> arena) {
   return OkStatus();
 }
 
-Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
-  return Store(page, owner, preferred, Limits::kKept, scratch);
+Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Scratch& scratch) {
+  return Store(page, owner, preferred, as, Limits::kKept, scratch);
 }
 
-Result<Slot> PageStore::StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
-  return Store(page, owner, preferred, Limits::kOverLimit, scratch);
+Result<Slot> PageStore::StoreAlways(PageView page, Owner owner, NodeId preferred, StoreAs as,
+                                    Scratch& scratch) {
+  return Store(page, owner, preferred, as, Limits::kOverLimit, scratch);
 }
 
-Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch) {
+Result<Slot> PageStore::Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Limits limits,
+                              Scratch& scratch) {
   if (const std::optional<uint64_t> pattern = SameFilledPattern(page)) {
     if (const std::optional<Slot> slot = Slot::SameFilled(*pattern)) {
       same_filled_.fetch_add(1, std::memory_order_relaxed);
       return *slot;
     }
   }
-  CodecId codec = options_.codec;
+  CodecId codec = as.codec;
   const uint32_t encoded_bytes = EncodePage(codec, page, scratch);
   std::span<const std::byte> object(scratch.encoded.data(), encoded_bytes);
   if (encoded_bytes == 0) {
     codec = CodecId::kRaw;
     object = page;
   }
-  const FrameOwner pool = this->pool() == PoolKind::kZbud ? FrameOwner::kZbud : FrameOwner::kZsmalloc;
+  const FrameOwner pool = as.pool == PoolKind::kZbud ? FrameOwner::kZbud : FrameOwner::kZsmalloc;
   return Keep(object, codec, pool, preferred, limits, owner, PageChecksum(page) ^ DomainMix(owner.domain));
 }
 
@@ -224,39 +227,28 @@ Status PageStore::MoveObject(Slot slot, NodeId to) {
   const Location from = Location::Decode(word);
   ZP_CHECK(from.is_readable(), "move of a stale handle");
   if (from.node == to) return OkStatus();
-  const Node& source = MustFind(from.node);
-  const Node& target = MustFind(to);
   if (!NodeAccepts(to)) return Error{Errc::kNoMemory, 0, "a node that is closed"};
-  const uint32_t span = static_cast<uint32_t>(from.offset / kSpanBytes);
-  const FrameOwner kind = source.arena->tag(span).owner;
-  const Error moving{Errc::kBusy, 0, "an object that is pinned or was just moved"};
-  if (kind == FrameOwner::kNone) return moving;
-  ObjectPool& source_pool = source.PoolOf(kind);
-  ObjectPool& target_pool = target.PoolOf(kind);
-  Location moved = from;
-  moved.node = to;
-  moved.offset = ZP_TRY(target_pool.Allocate(from.length));
-  bool published = false;
-  std::optional<SpanShape> shape = source_pool.ShapeOf(span);
-  if (shape.has_value()) {
-    shape->frames = ~uint64_t{0};  // the span stays where it is
-    if (source_pool.Isolate(span, *shape) == MigrateOutcome::kMoved) {
-      if (handles_->Lookup(slot.handle()) == word) {
-        std::memcpy(target.arena->At(moved.offset), source.arena->At(from.offset), from.length);
-        published = handles_->CompareExchangeLocation(slot.handle(), word, moved.Encode());
-      }
-      if (published) {
-        ZP_PAUSE_POINT("move.published");
-        target_pool.Bind(moved.offset, slot.handle());
-        epochs_.Synchronize();
-        source_pool.Free(from.offset, from.length);
-      }
-      source_pool.Putback(span);
-    }
-  }
-  if (published) return OkStatus();
-  target_pool.Free(moved.offset, moved.length);
-  return moving;
+  std::optional<ObjectMove> move = MoveOf(slot.handle(), word, MustFind(to));
+  if (move.has_value()) mover_->Move(std::span(&*move, 1));
+  if (move.has_value() && move->outcome == ObjectMove::Outcome::kMoved) return OkStatus();
+  if (move.has_value() && move->outcome == ObjectMove::Outcome::kNoRoom)
+    return Error{Errc::kNoMemory, 0, "room on the node"};
+  return Error{Errc::kBusy, 0, "an object that is pinned or was just moved"};
+}
+
+std::optional<ObjectMove> PageStore::MoveOf(Handle handle, uint64_t word, const Node& target) const {
+  const Location from = Location::Decode(word);
+  const Node& source = MustFind(from.node);
+  const FrameOwner kind = source.arena->tag(static_cast<uint32_t>(from.offset / kSpanBytes)).owner;
+  if (kind == FrameOwner::kNone) return std::nullopt;
+  ObjectMove move;
+  move.handle = handle;
+  move.word = word;
+  move.from = &source.PoolOf(kind);
+  move.from_arena = source.arena.get();
+  move.to = &target.PoolOf(kind);
+  move.to_arena = target.arena.get();
+  return move;
 }
 
 void PageStore::SetNodeAccepts(NodeId node, bool accepts) {

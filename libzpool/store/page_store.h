@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "libzpool/migrate/migrator.h"
 #include "libzpool/pool/handle_table.h"
 #include "libzpool/pool/location.h"
+#include "libzpool/pool/object_mover.h"
 #include "libzpool/pool/zbud_pool.h"
 #include "libzpool/pool/zsmalloc_pool.h"
 #include "libzpool/store/recovery_stats.h"
@@ -46,6 +48,13 @@ struct PoolStats {
   uint64_t metadata_bytes = 0;          // handle table, frame descriptors, zspages; without the index
   uint64_t store_failures = 0;          // Stores that found no memory, ever
   std::vector<SizeClassStats> classes;  // zsmalloc's, by size, summed over the nodes
+};
+
+// How a page is kept: what it is encoded with, and in which pool.
+struct StoreAs {
+  CodecId codec = CodecId::kLz4;
+  PoolKind pool = PoolKind::kZsmalloc;
+  friend constexpr bool operator==(const StoreAs&, const StoreAs&) = default;
 };
 
 // What one node holds.
@@ -79,8 +88,9 @@ class PageStore {
  public:
   struct Options {
     Topology topology = Topology::SingleNode();
-    Bytes capacity;                 // of all frames together, over all nodes
-    CodecId codec = CodecId::kLz4;  // what pages are encoded with
+    Bytes capacity;  // of all frames together, over all nodes
+    // How pages are kept for which Store is not told.
+    CodecId codec = CodecId::kLz4;
     PoolKind pool = PoolKind::kZsmalloc;
   };
   using Scratch = zp::Scratch;
@@ -119,19 +129,27 @@ class PageStore {
   // what others can write to). The object goes to `preferred` or, where that is full, the nearest node that
   // is not. kNoMemory: capacity, handles or the kernel's memory are exhausted; nothing has changed. May call
   // the kernel for frames.
-  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
+  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Scratch& scratch);
+  // As the store's options say.
+  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
+    return Store(page, owner, preferred, store_as(), scratch);
+  }
 
   // As Store, for a page that exists nowhere else: no limit refuses it, and if it must be it goes to a node
   // that takes nothing.
-  Result<Slot> StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch);
+  Result<Slot> StoreAlways(PageView page, Owner owner, NodeId preferred, StoreAs as, Scratch& scratch);
+  Result<Slot> StoreAlways(PageView page, Owner owner, NodeId preferred, Scratch& scratch) {
+    return StoreAlways(page, owner, preferred, store_as(), scratch);
+  }
 
   // Keeps the page as it is, in a frame of its own: for pages that are expected back soon. Otherwise as
   // Store.
   Result<Slot> StoreRaw(PageView page, Owner owner, NodeId preferred);
 
-  // Which pool Store uses from now on; what is stored stays where it is.
+  // Which pool Store uses from now on where it is not told; what is stored stays where it is.
   void set_pool(PoolKind pool) { pool_.store(pool, std::memory_order_relaxed); }
   PoolKind pool() const { return pool_.load(std::memory_order_relaxed); }
+  StoreAs store_as() const { return {options_.codec, pool()}; }
 
   // Writes the page into `out`. `slot` is same-filled or a handle (any other: kCorrupt). Takes no lock, calls
   // no kernel. `domain` is the one that the owner had at the store: so a slot that came to name another's
@@ -220,6 +238,11 @@ class PageStore {
       for (ObjectPool* pool : pools()) frames += pool->Trim();
       return frames;
     }
+    // ObjectPool::List of the pool that has the span.
+    size_t ListObjects(uint32_t span, uint32_t* at, std::span<Handle> out) const {
+      const FrameOwner owner = arena->tag(span).owner;
+      return owner == FrameOwner::kNone ? 0 : PoolOf(owner).List(span, at, out);
+    }
     // The pool that the object at `offset` lies in.
     ObjectPool& PoolAt(uint64_t offset) const {
       return PoolOf(arena->tag(static_cast<uint32_t>(offset / kSpanBytes)).owner);
@@ -246,9 +269,12 @@ class PageStore {
   // Places, publishes and binds it.
   Result<Slot> Keep(std::span<const std::byte> bytes, CodecId codec, FrameOwner pool, NodeId preferred,
                     Limits limits, Owner owner, uint32_t checksum);
-  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, Limits limits, Scratch& scratch);
+  Result<Slot> Store(PageView page, Owner owner, NodeId preferred, StoreAs as, Limits limits,
+                     Scratch& scratch);
   // Of an object without references.
   void Free(Handle handle);
+  // To `target`, in a pool of its kind. Nothing: it was freed just now, and its span with it.
+  std::optional<ObjectMove> MoveOf(Handle handle, uint64_t word, const Node& target) const;
   const Node& MustFind(NodeId node) const;
   const Node* NodeOf(NodeId node) const {
     const int index = options_.topology.IndexOf(node);
@@ -260,7 +286,8 @@ class PageStore {
   mutable Epochs epochs_;
   Migrator migrator_{epochs_};
   std::unique_ptr<HandleTable> handles_;
-  std::vector<Node> nodes_;  // in the order of the topology
+  std::optional<ObjectMover> mover_;  // set with handles_
+  std::vector<Node> nodes_;           // in the order of the topology
   Stage stage_ = Stage::kLive;
   std::atomic<PoolKind> pool_;
   std::atomic<uint64_t> same_filled_{0};

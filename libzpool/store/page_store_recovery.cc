@@ -33,6 +33,7 @@ Result<std::unique_ptr<PageStore>> PageStore::Recover(const Options& options, St
   if (store == nullptr) return Error{Errc::kNoMemory, 0, "page store"};
   store->stage_ = Stage::kRecovering;
   store->handles_ = ZP_TRY(HandleTable::Recover(std::move(files.handles)));
+  store->mover_.emplace(*store->handles_, store->epochs_);
   for (const NodeId node : all.topology.nodes()) {
     const bool is_gone = options.topology.IndexOf(node) < 0;
     FrameArena::Options arena_options = store->ArenaOptions(node);

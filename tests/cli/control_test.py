@@ -50,7 +50,7 @@ def raw(data, fds=0):
 
 
 class FakeDaemon:
-    """Listens, keeps the requests that come, and answers each by `handler(peer, request)`."""
+    """Listens, keeps the requests that come, and answers each by `handler(peer, request)`. It refuses agents."""
 
     def __init__(self, context, handler):
         FakeDaemon.count = getattr(FakeDaemon, "count", 0) + 1
@@ -71,7 +71,11 @@ class FakeDaemon:
             with peer:
                 data = peer.recv(wire.MAX_PACKET)
                 magic, version, kind, length, _ = wire.HEADER.unpack_from(data)
-                assert (magic, version, kind, length) == (wire.MAGIC, wire.VERSION, wire.CONTROL_REQUEST, len(data)), data
+                assert (magic, version, length) == (wire.MAGIC, wire.VERSION, len(data)), data
+                if kind == wire.HELLO:
+                    wire.send(peer, wire.packet(wire.REFUSED, b"not today".ljust(wire.REFUSED_BYTES, b"\0")))
+                    continue
+                assert kind == wire.CONTROL_REQUEST, data
                 self.requests.append(json.loads(data[wire.HEADER.size:]))
                 self._handler(peer, self.requests[-1])
 
@@ -121,6 +125,14 @@ def control(context):
     refuses = FakeDaemon(context, reply({"error": "process 7 is not attached"}, REFUSED_BY_ERRNO))
     for arguments in (["limit", 7, "1G"], ["reclaim", 7, "1G"], ["restore", 7], ["stat"]):
         expect(uzswap(context, *arguments, "--socket", refuses.path), 1, "uzswap: process 7 is not attached")
+
+
+@case
+def run_that_is_refused(context):
+    """The agent is refused: the program runs natively, and the report says so."""
+    daemon = FakeDaemon(context, reply({**STAT, "clients": []}))
+    done = uzswap(context, "run", "--socket", daemon.path, "--limit", "64M", "--report", "--", "sh", "-c", "exit 6")
+    expect(done, 6, "not today", "never attached")
 
 
 @case

@@ -56,6 +56,19 @@ uzswapd 812, up 4 min 05 s: lz4, zsmalloc, pool limit 4G, metadata 1.14M
 )");
 }
 
+TEST(StatTable, ClientsThatAreKeptOtherwiseAreNamed) {
+  StatSnapshot snapshot = Example();
+  snapshot.clients[0].codec = "lz4";
+  snapshot.clients[0].pool = "zbud";
+  snapshot.clients[1].codec = "lz4";
+  snapshot.clients[1].pool = "zsmalloc";
+  EXPECT_NE(RenderStatTable(snapshot).find("\n4711 is kept as lz4 in zbud\nuzswapd 812"), std::string::npos);
+  EXPECT_EQ(RenderStatTable(snapshot).find("zsmalloc\nuzswapd"), std::string::npos);
+  EXPECT_NE(
+      RenderClientDetails(snapshot.clients[0]).find("pool       87.7M, ratio 1.71, peak 89.6M (lz4, zbud)\n"),
+      std::string::npos);
+}
+
 TEST(StatTable, DetailsGolden) {
   EXPECT_EQ(RenderClientDetails(Example().clients[0]),
             R"(redis-server (pid 4711, uid 1000), client 1, limited

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "daemon/control/describe.h"
 #include "daemon/sys/packet_socket.h"
 #include "tests/daemon/made_daemon.h"
 
@@ -41,9 +42,8 @@ class Handshake : public ::testing::Test {
     int fds[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds), 0);
     peer_.reset(fds[1]);
-    connection_ =
-        std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(fds[0]),
-                                     PeerCredentials{pid, getuid()}, daemon_.services(), "lz4", "zsmalloc");
+    connection_ = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(fds[0]),
+                                               PeerCredentials{pid, getuid()}, daemon_.services());
   }
   Next Send(std::span<const std::byte> packet, int fd = -1) {
     EXPECT_TRUE(SendPacket(peer_.get(), packet, fd).ok());
@@ -89,15 +89,18 @@ class Handshake : public ::testing::Test {
     return hello;
   }
   // Through to the state that wants `type`. False: this machine cannot (no device, no right).
-  bool ReachContext() {
-    return SendMessage(MessageType::kHello, GoodHello()) == Next::kWait &&
+  bool ReachContext(const char* codec = "", const char* pool = "") {
+    wire::Hello hello = GoodHello();
+    (void)std::string(codec).copy(hello.codec, sizeof(hello.codec));
+    (void)std::string(pool).copy(hello.pool, sizeof(hello.pool));
+    return SendMessage(MessageType::kHello, hello) == Next::kWait &&
            Answer() == uint16_t(MessageType::kDevice);
   }
   zp::UniqueFd NewUffd() {
     return zp::UniqueFd(ioctl(fd_.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
   }
-  bool ReachReady(bool registered = true) {
-    if (!ReachContext()) return false;
+  bool ReachReady(bool registered = true, const char* codec = "", const char* pool = "") {
+    if (!ReachContext(codec, pool)) return false;
     uffd_ = NewUffd();
     if (!uffd_.valid() || SendBare(MessageType::kContext, uffd_.get()) != Next::kWait) return false;
     if (Answer() != uint16_t(MessageType::kRing)) return false;
@@ -131,6 +134,31 @@ TEST_F(Handshake, WholeWay) {
   EXPECT_EQ(connection_->client()->identity().pid, getpid());
   EXPECT_TRUE(connection_->client()->has_agent());
   EXPECT_NE(fcntl(connection_->client()->uffd().fd(), F_GETFL) & O_NONBLOCK, 0);
+}
+
+TEST_F(Handshake, PagesAreKeptAsTheClientAsksOrAsTheDaemonDoes) {
+  daemon_.store->set_pool(zp::PoolKind::kZbud);
+  struct Row {
+    const char *codec, *pool;
+    zp::StoreAs as;
+  };
+  for (const Row& row : {Row{"", "", {zp::CodecId::kLz4, zp::PoolKind::kZbud}},
+                         Row{"raw", "", {zp::CodecId::kRaw, zp::PoolKind::kZbud}},
+                         Row{"", "zsmalloc", {zp::CodecId::kLz4, zp::PoolKind::kZsmalloc}},
+                         Row{"lz4", "zbud", {zp::CodecId::kLz4, zp::PoolKind::kZbud}}}) {
+    Open();
+    NEED(ReachReady(true, row.codec, row.pool));
+    ASSERT_EQ(SendBare(MessageType::kReady), Next::kWait);
+    ASSERT_EQ(Answer(), static_cast<uint16_t>(MessageType::kChallenge));
+    wire::Proof proof{};
+    memcpy(&proof.nonce, staging_, sizeof(proof.nonce));
+    ASSERT_EQ(SendMessage(MessageType::kProof, proof), Next::kAttached);
+    EXPECT_EQ(connection_->client()->codec(), row.as.codec);
+    EXPECT_EQ(connection_->client()->pool(), row.as.pool);
+    const auto described = DescribeClient(*connection_->client(), "active");
+    EXPECT_EQ(described["codec"], zp::kCodecNames[static_cast<size_t>(row.as.codec)]);
+    EXPECT_EQ(described["pool"], zp::kPoolNames[static_cast<size_t>(row.as.pool)]);
+  }
 }
 
 TEST_F(Handshake, BlockingUserfaultfdIsMadeNonBlocking) {
@@ -184,7 +212,9 @@ TEST_F(Handshake, HelloThatCannotBeIsRefused) {
   ExpectRefused(with([](wire::Hello& hello) { hello.arena_bytes = ~uint64_t{4095}; }), "Hello");
   ExpectRefused(with([](wire::Hello& hello) { hello.limit_bytes = 4096; }), "4 MiB");
   ExpectRefused(with([](wire::Hello& hello) { memset(hello.codec, 'z', sizeof(hello.codec)); }), "codec");
-  ExpectRefused(with([](wire::Hello& hello) { strcpy(hello.pool, "zbud"); }), "pool");
+  ExpectRefused(with([](wire::Hello& hello) { strcpy(hello.pool, "pond"); }), "no pool 'pond'");
+  ExpectRefused(with([](wire::Hello& hello) { strcpy(hello.codec, "zip"); }), "no codec 'zip'");
+  ExpectRefused(with([](wire::Hello& hello) { memset(hello.pool, 'z', sizeof(hello.pool)); }), "pool");
 }
 
 TEST_F(Handshake, HeaderThatIsWrongIsRefused) {

@@ -23,7 +23,7 @@ ONCE = ["keeper.started", "attach.welcomed", "attach.published"]
 # Points of a successor: the first daemon is killed from outside.
 RECOVERY = ["estate.recovered", "resume.overruled", "resume.settled", "resume.finished", "heirs.resumed"]
 # Rare at the verifier's hands: reached in some runs, and no failure if not.
-RARE = ["give.taken", "give.copied", "settle.stored", "replay.applied", "compact.published", "migrate.object", "migrate.published", "move.published",
+RARE = ["give.taken", "give.copied", "settle.stored", "replay.applied", "compact.published", "migrate.object", "migrate.published", "object.copied", "object.published",
         "recover.orphan_freed", "recover.span_cleared"]
 # Of a state that no crash leaves, but damage does: tests/fuzz has these.
 DAMAGE = ["recover.branch_cut", "recover.entry_dropped", "recover.slot_lost"]

@@ -96,6 +96,31 @@ def zbud_pool(context):
 
 
 @case
+def pools_side_by_side(context):
+    """Programs of one daemon that asked for different pools and codecs."""
+    context.need_uzswap()
+    daemon = context.daemon()
+    megabytes, seconds = 64, 20 if context.long else 4
+    asked = {("lz4", "zsmalloc"): (), ("lz4", "zbud"): ("--pool", "zbud"), ("raw", "zsmalloc"): ("--codec", "raw")}
+    programs = {kept: context.run_uzswap(arguments(context, megabytes, seconds, "--threads", 2), options=options, socket=daemon.socket,
+                                         limit=megabytes * MIB // 2)
+                for kept, options in asked.items()}
+    for kept, program in programs.items():
+        pid = harness.target_of(program)
+        record = until(lambda p=pid: (lambda r: r if r.get("stored_pages", 0) > 50 else None)(daemon.client(p) or {}), 60,
+                       f"pages are stored\n{program.tail()}")
+        check((record["codec"], record["pool"]) == kept, f"asked for {kept}: {record['codec']}, {record['pool']}")
+        # Objects have the length of pages, or not; same-filled pages have none.
+        length = record["pool_bytes"] / max(1, record["stored_pages"] - record["same_filled_pages"])
+        check((length > 3800) == (kept[0] == "raw"), f"{kept}: {length} bytes an object")
+    for program in programs.values():
+        outcome = program.wait(seconds * 10 + 300)
+        check(outcome.status == 0, f"verifier: status {outcome.status}\n{program.tail(60)}")
+    empty(context, daemon)
+    daemon.stop()
+
+
+@case
 def daemon_leaves(context):
     """SIGTERM to a daemon with clients: every page comes home first, and the programs go on without it."""
     context.need_uzswap()

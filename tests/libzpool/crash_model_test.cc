@@ -47,7 +47,7 @@ constexpr const char* kPoints[] = {
     "store.placed",      "handles.taken",        "store.published",     "release.unreferenced",
     "release.retired",   "release.freed",        "frames.tagged",       "frames.populated",
     "frames.punched",    "frames.untagged",      "migrate.object",      "migrate.published",
-    "compact.published", "move.copied",          "move.published",      "index.node_made",
+    "compact.published", "object.copied",        "object.published",    "index.node_made",
     "index.node_linked", "index.unlinked",       "index.slot_dropped",  "index.clone",
     "rekey.published",   "recover.span_cleared", "recover.orphan_freed"};
 

@@ -7,53 +7,25 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "libzpool/base/pause_point.h"
 #include "libzpool/compact/compactor.h"
 #include "libzpool/store/page_store.h"
 #include "tests/libzpool/pages.h"
+#include "tests/libzpool/points.h"
 
 namespace zp {
 namespace {
 
 using testing::MakePage;
 using testing::PageBuffer;
+using testing::Points;
 
 constexpr NodeId kNear(0);
 constexpr NodeId kFar(5);
-
-// Calls back at pause points: counts them, stops threads at them.
-class Points {
- public:
-  Points() {
-    current() = this;
-    SetPauseHandler(+[](const char* name) { current()->Reach(name); });
-  }
-  ~Points() {
-    SetPauseHandler(nullptr);
-    current() = nullptr;
-  }
-  // `fn` runs in the thread that reaches the point.
-  void On(const std::string& name, std::function<void()> fn) { actions_[name] = std::move(fn); }
-
- private:
-  static Points*& current() {
-    static Points* points = nullptr;
-    return points;
-  }
-  void Reach(const char* name) {
-    const auto action = actions_.find(name);
-    if (action != actions_.end()) action->second();
-  }
-  std::map<std::string, std::function<void()>> actions_;
-};
 
 class Migration : public ::testing::TestWithParam<PoolKind> {
  protected:

@@ -34,7 +34,7 @@ void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& rand
   const auto& nodes = store.topology().nodes();
   const NodeId node = nodes[random() % nodes.size()];
   const std::atomic<bool> abort{random() % 4 == 0};
-  switch (random() % 6) {
+  switch (random() % 7) {
     case 0:
       compactor.CompactStep(node, KiB(64));
       break;
@@ -50,6 +50,10 @@ void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& rand
       break;
     case 4:
       compactor.DemoteStep(KiB(512));
+      break;
+    case 5:
+      compactor.LocalityStep(
+          node, [&](uint32_t) { return nodes[random() % nodes.size()]; }, KiB(64));
       break;
     default:
       for (const NodeId each : nodes) store.SetNodeAccepts(each, true);

@@ -217,6 +217,40 @@ TEST(PageStore, GoesToThePreferredNodeWhateverItsNumber) {
   for (const Slot slot : slots) store->Release(slot);
 }
 
+TEST(PageStore, KeepsEachPageAsItIsTold) {
+  auto store = NewStore(MiB(16));
+  auto scratch = std::make_unique<Scratch>();
+  PageBuffer page;
+  PageBuffer out;
+  std::vector<Slot> slots;
+  for (const bool always : {false, true}) {
+    for (const PoolKind pool : {PoolKind::kZsmalloc, PoolKind::kZbud}) {
+      for (const CodecId codec : {CodecId::kRaw, CodecId::kLz4}) {
+        MakePage(slots.size(), 1, 100, &page);
+        const Owner owner{1, PageIndex(slots.size())};
+        const StoreAs as{codec, pool};
+        slots.push_back(always ? store->StoreAlways(page, owner, NodeId(0), as, *scratch).value()
+                               : store->Store(page, owner, NodeId(0), as, *scratch).value());
+        EXPECT_EQ(store->object_bytes(slots.back()) == kPageBytes, codec == CodecId::kRaw);
+      }
+    }
+  }
+  uint64_t in_zsmalloc = 0;
+  for (const SizeClassStats& size_class : store->stats().classes) in_zsmalloc += size_class.objects;
+  EXPECT_EQ(in_zsmalloc, slots.size() / 2);
+  EXPECT_EQ(store->stats().stored_pages, slots.size());
+  EXPECT_EQ(store->stats().raw_pages, slots.size() / 2);
+  // Not told, it is as the options say.
+  EXPECT_EQ(store->store_as(), (StoreAs{CodecId::kLz4, PoolKind::kZsmalloc}));
+  for (size_t i = 0; i < slots.size(); ++i) {
+    MakePage(i, 1, 100, &page);
+    ASSERT_EQ(store->Load(slots[i], out, *scratch), LoadOutcome::kLoaded);
+    EXPECT_EQ(page, out);
+    store->Release(slots[i]);
+  }
+  store->DebugVerify();
+}
+
 // What a caller must not do: a slot that is no longer held.
 TEST(PageStoreDeathTest, StaleHandlesDie) {
   auto store = NewStore(MiB(1));

@@ -124,6 +124,147 @@ TEST(ZsmallocPool, FullBudgetIsAnOutcomeThatLeavesNothing) {
   f.pool->Free(offset, 3000);
 }
 
+// Marking many slots at once is the same as marking each.
+TEST(Zspage, SetsOfSlotsAgreeWithSingleOnes) {
+  FrameBudget budget(1000);
+  auto arena = FrameArena::Create({NodeId(0), MiB(16)}, budget).value();
+  std::mt19937_64 random(9);
+  for (const uint32_t size_class : {0u, 1u, 2u, 6u, 99u, 127u, 200u, 255u}) {
+    const auto make = [&] {
+      const uint32_t span = arena->AllocateSpan({FrameOwner::kZsmalloc, 0}).value();
+      Zspage* const zspage = Zspage::New(*arena, span, size_class);
+      zspage->MarkTaken(~uint64_t{0});
+      zspage->MarkPresent(~uint64_t{0});
+      return zspage;
+    };
+    Zspage* const one = make();
+    Zspage* const many = make();
+    std::set<uint32_t> used;
+    for (int round = 0; round < 20; ++round) {
+      SlotSet set;
+      std::vector<uint32_t> chosen;
+      const bool occupy = round % 2 == 0;
+      for (uint32_t slot = 0; slot < one->objects(); ++slot) {
+        if (used.contains(slot) == occupy || random() % 3 == 0) continue;
+        chosen.push_back(slot);
+        many->Add(slot, &set);
+      }
+      for (const uint32_t slot : chosen) {
+        if (occupy) {
+          used.insert(slot);
+          one->Occupy(slot);
+          one->SetHandle(slot, kMovedAway);
+          many->PrepareMovedAway(slot);
+        } else {
+          used.erase(slot);
+          one->Vacate(slot);
+        }
+      }
+      occupy ? many->OccupyAll(set) : many->VacateAll(set);
+      ASSERT_EQ(one->live(), many->live());
+      ASSERT_EQ(one->idle(), many->idle());
+      ASSERT_EQ(one->used_slots(), many->used_slots());
+      ASSERT_EQ(one->FindFree(), many->FindFree());
+      ASSERT_EQ(one->FindFreePresent(), many->FindFreePresent());
+      EXPECT_FALSE(one->HasUnbound() || many->HasUnbound());
+      // The lowest, as every frame is there.
+      uint32_t lowest = 0;
+      while (used.contains(lowest)) ++lowest;
+      EXPECT_EQ(one->FindFree(), lowest < one->objects() ? static_cast<int>(lowest) : -1);
+      for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
+        ASSERT_EQ(arena->descriptor(uint64_t{one->span()} * kFramesPerSpan + frame).live,
+                  arena->descriptor(uint64_t{many->span()} * kFramesPerSpan + frame).live);
+      }
+    }
+    SlotSet rest;
+    for (const uint32_t slot : used) many->Add(slot, &rest);
+    for (const uint32_t slot : used) one->Vacate(slot);
+    many->VacateAll(rest);
+    for (Zspage* zspage : {one, many}) {
+      EXPECT_EQ(zspage->live(), 0u);
+      EXPECT_EQ(zspage->idle(), ~uint64_t{0});
+      Zspage::Destroy(zspage);
+    }
+  }
+}
+
+TEST(Zspage, KnowsWhetherAnObjectHasNoHandle) {
+  FrameBudget budget(1000);
+  auto arena = FrameArena::Create({NodeId(0), MiB(16)}, budget).value();
+  Zspage* const zspage = Zspage::New(*arena, arena->AllocateSpan({FrameOwner::kZsmalloc, 0}).value(), 3);
+  zspage->MarkTaken(~uint64_t{0});
+  EXPECT_FALSE(zspage->HasUnbound());
+  zspage->Occupy(5);
+  zspage->Occupy(9);
+  EXPECT_TRUE(zspage->HasUnbound());
+  zspage->SetHandle(5, Handle(1));
+  EXPECT_TRUE(zspage->HasUnbound());
+  zspage->SetHandle(5, Handle(2));
+  EXPECT_TRUE(zspage->HasUnbound());
+  zspage->Vacate(9);
+  EXPECT_FALSE(zspage->HasUnbound());
+  zspage->Occupy(9);
+  EXPECT_TRUE(zspage->HasUnbound());
+  zspage->SetHandle(9, Handle(3));
+  EXPECT_FALSE(zspage->HasUnbound());
+  zspage->Vacate(5);
+  zspage->Vacate(9);
+  EXPECT_FALSE(zspage->HasUnbound());
+  Zspage::Destroy(zspage);
+}
+
+// 16384 objects in a span: all of them move, but for those that are freed meanwhile.
+TEST(ZsmallocPool, SpansOfTheSmallestObjectsMove) {
+  Fixture f(4096);
+  FrameBudget budget(4096);
+  auto far_arena = FrameArena::Create({NodeId(1), MiB(16)}, budget).value();
+  auto far = ZsmallocPool::Create(*far_arena, *f.handles).value();
+  std::vector<Handle> handles;
+  const auto put = [&] {
+    Location location;
+    location.length = 13;
+    location.offset = f.pool->Allocate(13).value();
+    handles.push_back(f.handles->Insert(location, {}, 0).value());
+    std::memcpy(f.arena->At(location.offset), &handles.back(), sizeof(Handle));
+    f.pool->Bind(location.offset, handles.back());
+    return static_cast<uint32_t>(location.offset / kSpanBytes);
+  };
+  const auto drop = [&](Handle handle) {
+    ASSERT_TRUE(f.handles->Unref(handle));
+    const Location location = f.handles->Retire(handle);
+    (location.node == NodeId(0) ? *f.pool : *far).Free(location.offset, location.length);
+    f.handles->Recycle(handle);
+  };
+  const uint32_t span = put();
+  while (handles.size() < SizeClassGeometry::kMostObjects) ASSERT_EQ(put(), span);
+  const SpanShape shape = f.pool->ShapeOf(span).value();
+  const uint32_t target = far->Reserve(shape).value();
+  ASSERT_EQ(f.pool->Isolate(span, shape), MigrateOutcome::kMoved);
+  for (int i = 0; i < 100; ++i) {
+    drop(handles.back());
+    handles.pop_back();
+  }
+  EXPECT_EQ(f.pool->Migrate(span, *far, target, nullptr).objects, handles.size());
+  for (int i = 0; i < 100; ++i) {
+    drop(handles.back());
+    handles.pop_back();
+  }
+  f.pool->Putback(span);
+  far->Putback(target);
+  f.pool->DebugVerify();
+  far->DebugVerify();
+  EXPECT_EQ(f.pool->stats().frames, 0u);
+  EXPECT_EQ(far->stats().objects, handles.size());
+  for (const Handle handle : handles) {
+    const Location location = Location::Decode(f.handles->Lookup(handle));
+    ASSERT_EQ(location.node, NodeId(1));
+    ASSERT_EQ(std::memcmp(far_arena->At(location.offset), &handle, sizeof(handle)), 0);
+    drop(handle);
+  }
+  far->Trim();
+  far->DebugVerify();
+}
+
 TEST(ZsmallocPoolDeathTest, FreeingTwiceDies) {
   Fixture f(8);
   const uint64_t keep = f.pool->Allocate(100).value();

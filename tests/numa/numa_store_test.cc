@@ -207,6 +207,30 @@ TEST_F(NumaStore, ObjectsFollowTheirClient) {
   VerifyAll();
 }
 
+TEST_F(NumaStore, ObjectsOfAClientThatMovesFollow) {
+  if (nodes().size() < 2) GTEST_SKIP() << "one node";
+  Compactor compactor(*store_, {});
+  for (const PoolKind pool : {PoolKind::kZsmalloc, PoolKind::kZbud}) {
+    store_->set_pool(pool);
+    ASSERT_NO_FATAL_FAILURE(StoreMany(nodes()[0], 600));
+    // To each node in turn, those without CPU included.
+    for (size_t to = 1; to <= nodes().size(); ++to) {
+      const NodeId from = nodes()[to - 1];
+      const NodeId home = nodes()[to % nodes().size()];
+      for (bool ended = false; !ended;) {
+        ended = compactor
+                    .LocalityStep(
+                        from, [&](uint32_t) { return home; }, MiB(1))
+                    .round_ended;
+      }
+      store_->Trim();
+      EXPECT_EQ(FramesAt(from), 0u);
+      EXPECT_GT(FramesAt(home), 100u);
+      VerifyAll();
+    }
+  }
+}
+
 TEST_F(NumaStore, FullNodeFallsBackToTheNearest) {
   if (nodes().size() < 2) GTEST_SKIP() << "one node";
   for (const NodeId full : nodes()) {

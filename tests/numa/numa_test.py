@@ -135,5 +135,51 @@ def program_beside_a_full_node(context):
     check(most[1] > 1000, "node 1 never held much")
 
 
+# A program that is idle, so that what it has stored stays stored, goes from node 0 to node 1: what is stored follows. A look where a
+# thread is shows where it last ran, so it is woken there by a character that is not yet the line it waits for.
+PROGRAM_THAT_MOVES = """
+export UZSWAP_SOCKET=/run/uzswapd.sock UZSWAP_AGENT=/bin/libuzswap-agent.so
+mkfifo /run/ready /run/input
+uzswapd --ready-fd 3 3>/run/ready 2>/run/daemon.log &
+daemon=$!
+read ready </run/ready
+taskset 1 uzswap run --limit 8M -- grower burst 24 </run/input >/run/output &
+program=$!
+exec 4>/run/input
+on() { uzswap node list | awk -v node=$1 '$1 == node {print $4}'; }
+tries=0
+until [ "$(on 0)" -ge 4000 ] || [ $tries -gt 60 ]; do sleep 1; tries=$((tries + 1)); done
+echo "before: $(on 0) $(on 1)"
+for task in /proc/$(pidof grower)/task/*; do taskset -p 2 ${task##*/} >/dev/null; done
+tries=0
+until [ "$(on 0)" = 0 ] || [ $tries -gt 120 ]; do echo -n x >&4; sleep 1; tries=$((tries + 1)); done
+echo "after: $(on 0) $(on 1)"
+uzswap node list
+echo >&4
+echo >&4
+wait $program
+echo "program: $?"
+cat /run/output
+kill $daemon
+wait $daemon
+echo "daemon: $?"
+cat /run/daemon.log
+"""
+
+
+@case
+def program_that_moves_to_another_node(context):
+    """What is stored of a program follows it to the node where it runs from now on."""
+    outcome = guest.run(context, "two", PROGRAM_THAT_MOVES, [context.uzswapd, context.uzswap, context.agent, context.grower], seconds=300)
+    context.figure("time", outcome.seconds, "seconds")
+
+    def said(pattern):
+        return re.findall(pattern, outcome.console, re.M)
+    check(outcome.status == 0 and said("^daemon: 0$"), f"the script: status {outcome.status}")
+    check(said("^program: 0$") and said("^right$"), "the program did not find its memory as it was")
+    check(said(r"^before: \d{4,} 0$"), "not much was stored, or not on node 0 alone")
+    check(said(r"^after: 0 \d{4,}$") and said(r"^moved: .* \d+\.\dM followed"), "nothing followed the program to node 1")
+
+
 if __name__ == "__main__":
     harness.run(__doc__, guest.need)

@@ -54,6 +54,34 @@ TEST_F(Agent, MovesInSmallBites) {
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), 1500, 1}), 0);
 }
 
+// One store holds what programs want kept in different ways.
+TEST_F(Agent, PagesAreKeptAsTheProgramAsked) {
+  Attached zbud = world_.Attach(0, {"UZSWAP_POOL=zbud"});
+  Attached raw = world_.Attach(0, {"UZSWAP_CODEC=raw"});
+  struct Mapped {
+    Attached* of;
+    uint64_t at;
+  };
+  std::vector<Mapped> mapped;
+  for (Attached* each : {&a_, &zbud, &raw}) {
+    mapped.push_back({each, each->app->MapFilled(kPages)});
+    EXPECT_TRUE(EvictAll(*each, mapped.back().at, kPages));
+  }
+  const auto stored = [](const Attached& of) { return of.client->stored_counts().handles; };
+  const zp::PoolStats stats = world_.store().stats();
+  uint64_t in_zsmalloc = 0;
+  for (const zp::SizeClassStats& size_class : stats.classes) in_zsmalloc += size_class.objects;
+  EXPECT_EQ(in_zsmalloc, stored(a_) + stored(raw));
+  EXPECT_EQ(stats.stored_pages, stored(a_) + stored(raw) + stored(zbud));
+  EXPECT_GE(stored(zbud), kPages);
+  EXPECT_EQ(Read(raw.client->stats().object_bytes), stored(raw) * kPage);
+  EXPECT_LT(Read(a_.client->stats().object_bytes), stored(a_) * kPage);
+  for (const Mapped& one : mapped) {
+    Pump pump(world_, one.of->client);
+    EXPECT_EQ(one.of->app->Call(1, Op::kCheck, {I(one.at), kPages, 1}), 0);
+  }
+}
+
 // H21: the agent is stopped between taking the gate and its MOVE. Faults of the program's other threads are
 // served, and what the agent does when it wakes up moves nothing.
 TEST_F(Agent, StoppedBeforeItsMoveHoldsUpNobody) {

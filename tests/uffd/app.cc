@@ -39,7 +39,7 @@ char ThreadState(pid_t pid, int tid) {
   return end == std::string::npos || end + 2 >= stat.size() ? '\0' : stat[end + 2];
 }
 
-App::App(const std::string& socket_path, uint64_t limit_bytes) {
+App::App(const std::string& socket_path, uint64_t limit_bytes, std::vector<std::string> variables) {
   shared_fd_ = memfd_create("uffd-test", 0);
   if (shared_fd_ < 0 || ftruncate(shared_fd_, sizeof(Shared)) != 0) Die("memfd");
   void* memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd_, 0);
@@ -49,15 +49,16 @@ App::App(const std::string& socket_path, uint64_t limit_bytes) {
   const char* agent = getenv("UZSWAP_TEST_AGENT");
   if (program == nullptr || agent == nullptr) Die("UZSWAP_TEST_APP and UZSWAP_TEST_AGENT must be set");
   const std::string number = std::to_string(shared_fd_);
-  const std::string preload = std::string("LD_PRELOAD=") + agent;
-  const std::string socket = "UZSWAP_SOCKET=" + socket_path;
-  const std::string limit = "UZSWAP_LIMIT=" + std::to_string(limit_bytes);
+  variables.push_back(std::string("LD_PRELOAD=") + agent);
+  variables.push_back("UZSWAP_SOCKET=" + socket_path);
+  variables.push_back("UZSWAP_LIMIT=" + std::to_string(limit_bytes));
+  std::vector<char*> envp;
+  for (std::string& variable : variables) envp.push_back(variable.data());
+  envp.push_back(nullptr);
   char* argv[] = {const_cast<char*>(program), const_cast<char*>(number.c_str()), nullptr};
-  char* envp[] = {const_cast<char*>(preload.c_str()), const_cast<char*>(socket.c_str()),
-                  const_cast<char*>(limit.c_str()), nullptr};
   pid_ = vfork();  // NOLINT(clang-analyzer-*): nothing but execve follows
   if (pid_ == 0) {
-    execve(program, argv, envp);
+    execve(program, argv, envp.data());
     _exit(127);
   }
   if (pid_ < 0) Die("fork");

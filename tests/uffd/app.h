@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "tests/uffd/mailbox.h"
 
@@ -21,7 +22,8 @@ class App {
  public:
   // Starts the program with the agent, which attaches to `socket_path`; the caller must serve that, then
   // WaitReady.
-  explicit App(const std::string& socket_path, uint64_t limit_bytes = 0);
+  explicit App(const std::string& socket_path, uint64_t limit_bytes = 0,
+               std::vector<std::string> variables = {});
   ~App();
   App(const App&) = delete;
   App& operator=(const App&) = delete;

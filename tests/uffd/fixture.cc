@@ -69,10 +69,10 @@ World::~World() {
   (void)rmdir(directory_.c_str());
 }
 
-Attached World::Attach(uint64_t limit_bytes) {
+Attached World::Attach(uint64_t limit_bytes, std::vector<std::string> variables) {
   Attached attached;
   const std::set<int> before = RingDescriptors();
-  attached.app = std::make_unique<App>(socket_path_, limit_bytes);
+  attached.app = std::make_unique<App>(socket_path_, limit_bytes, std::move(variables));
   pollfd waiting{listener_.get(), POLLIN, 0};
   ZP_CHECK(poll(&waiting, 1, 10'000) == 1, "the agent does not connect");
   zp::UniqueFd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
@@ -80,9 +80,8 @@ Attached World::Attach(uint64_t limit_bytes) {
   socklen_t length = sizeof(peer);
   (void)getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length);
   const int fd = socket.get();
-  auto connection =
-      std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(socket)),
-                                   PeerCredentials{peer.pid, peer.uid}, services(), "lz4", "zsmalloc");
+  auto connection = std::make_unique<Connection>(std::make_shared<const zp::UniqueFd>(std::move(socket)),
+                                                 PeerCredentials{peer.pid, peer.uid}, services());
   for (;;) {
     pollfd readable{fd, POLLIN, 0};
     ZP_CHECK(poll(&readable, 1, 10'000) == 1, "the agent does not go on with the handshake");

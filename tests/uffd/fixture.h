@@ -50,7 +50,8 @@ class World {
   explicit World(zp::Bytes capacity = zp::MiB(64));
   ~World();
 
-  Attached Attach(uint64_t limit_bytes = 0);
+  // `variables`: more of its environment, "NAME=value".
+  Attached Attach(uint64_t limit_bytes = 0, std::vector<std::string> variables = {});
   // The sockets, and what their connections hold.
   void CloseConnections() { connections_.clear(); }
 

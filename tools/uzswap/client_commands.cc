@@ -131,6 +131,15 @@ int RunNodeList(const std::string& socket_path, bool json) {
         FormatBytes(pool), FormatCount(CountField(node, "objects")), FormatBytes(bytes),
         pool == 0 ? "-" : fmt::format("{:.3f}", static_cast<double>(bytes) / static_cast<double>(pool)));
   }
+  const auto compaction = answer.answer.find("compaction");
+  const nlohmann::json nothing = nlohmann::json::object();
+  const nlohmann::json& packed =
+      compaction != answer.answer.end() && compaction->is_object() ? *compaction : nothing;
+  fmt::print("moved: {} packed, {} followed their program, {} balanced, {} demoted\n",
+             FormatBytes(CountField(packed, "bytes")),
+             FormatBytes(CountField(answer.answer, "followed_bytes")),
+             FormatBytes(CountField(answer.answer, "balanced_bytes")),
+             FormatBytes(CountField(answer.answer, "demoted_bytes")));
   return kExitOk;
 }
 

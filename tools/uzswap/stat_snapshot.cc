@@ -32,6 +32,8 @@ ClientStat ParseClient(const json& c) {
   client.comm = TextField(c, "comm");
   client.agent = FlagField(c, "agent");
   client.state = TextField(c, "state");
+  client.codec = TextField(c, "codec");
+  client.pool = TextField(c, "pool");
   client.limit_bytes = CountField(c, "limit_bytes");
   client.resident_bytes = CountField(c, "resident_bytes");
   client.resident_peak_bytes = CountField(c, "resident_peak_bytes");

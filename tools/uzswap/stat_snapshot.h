@@ -32,6 +32,8 @@ struct ClientStat {
   std::string comm;
   bool agent = false;  // false: its faults are served, but it is not evicted
   std::string state;   // active, limited, gone
+  std::string codec;   // "" from an older daemon
+  std::string pool;
   uint64_t limit_bytes = 0;
   uint64_t resident_bytes = 0;
   uint64_t resident_peak_bytes = 0;

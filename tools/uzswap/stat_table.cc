@@ -106,6 +106,12 @@ std::string RenderStatTable(const StatSnapshot& snapshot) {
   for (const Row& row : rows) AppendRow(&out, row, widths);
   if (served_only)
     out += "* a forked child without an agent of its own: its faults are served, it is not evicted\n";
+  // Those whose pages are not kept as the daemon's line says.
+  for (const ClientStat& c : snapshot.clients) {
+    if (!c.pool.empty() && (c.pool != snapshot.pool || c.codec != snapshot.codec))
+      out += fmt::format("{} is kept as {} in {}\n", c.pid == 0 ? "a child" : fmt::format("{}", c.pid),
+                         c.codec, c.pool);
+  }
   return out + DaemonLine(snapshot);
 }
 
@@ -137,8 +143,9 @@ std::string RenderClientDetails(const ClientStat& c) {
   out += line("stored", fmt::format("{} ({} pages, of them {} same-filled), peak {}",
                                     FormatBytes(c.stored_bytes), FormatCount(c.stored_pages),
                                     FormatCount(c.same_filled_pages), FormatBytes(c.stored_peak_bytes)));
-  out += line("pool", fmt::format("{}, ratio {}, peak {}", FormatBytes(c.pool_bytes), FormatRatio(c.ratio),
-                                  FormatBytes(c.pool_peak_bytes)));
+  const std::string as = c.pool.empty() ? "" : fmt::format(" ({}, {})", c.codec, c.pool);
+  out += line("pool", fmt::format("{}, ratio {}, peak {}{}", FormatBytes(c.pool_bytes), FormatRatio(c.ratio),
+                                  FormatBytes(c.pool_peak_bytes), as));
   out += line("evicted", fmt::format("{} pages", FormatCount(c.evicted_pages)));
   out += line("faults", RenderCounts(c.faults));
   out += line("latency",
