@@ -200,6 +200,10 @@ class Client {
   // Whether the resident set is more than `permille` thousandths over the limit, as far as is known.
   bool Over(uint64_t permille) const;
   void Grew(uint64_t pages);
+  // A COPY succeeded. (Not written where it is known: all fault workers come by here.)
+  void SettleFound() {
+    if (!found_holds_.load(std::memory_order_relaxed)) found_holds_.store(true, std::memory_order_release);
+  }
   void Undoom(uint64_t start, uint64_t end) ZP_EXCLUDES(doomed_mu_);
   void Forget(zp::Slot stored);
   void CountStored(zp::Slot slot);
@@ -211,6 +215,7 @@ class Client {
       ZP_REQUIRES(reader_mu_, meta_mu_);
   void ApplyUnmap(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped)
       ZP_REQUIRES(reader_mu_, meta_mu_);
+  std::vector<AddressRange> RegisteredWithin(uint64_t start, uint64_t end) const ZP_REQUIRES(meta_mu_);
   // Notes where mremap moved something: an UNMAP of such a place may be an older mapping's (H25).
   void NoteArrival(uint64_t start, uint64_t end) ZP_REQUIRES(meta_mu_);
   void ApplyFork(int child_fd) ZP_REQUIRES(reader_mu_, meta_mu_);
@@ -288,6 +293,11 @@ class Client {
   mutable zp::SharedMutex meta_mu_ ZP_ACQUIRED_AFTER(reader_mu_);
   zp::OffsetIndex index_;  // Get and CompareExchange: shared; the rest: exclusive
   RangeSet registered_ ZP_GUARDED_BY(meta_mu_);
+  // Of a recovered client: what was registered when it went on, by its mappings; not good enough to take
+  // pages from. Counts for what arrives there once every change that was under way then has been announced
+  // and applied, which a COPY that succeeds shows (4.2).
+  RangeSet found_registered_ ZP_GUARDED_BY(meta_mu_);
+  std::atomic<bool> found_holds_{false};
   uint64_t event_seq_ ZP_GUARDED_BY(meta_mu_) = 0;
   // Batch in flight: where the page of slot n is now (mremap moves it). Read shared, written exclusive.
   std::array<uint64_t, wire::kRingSlots> batch_page_ ZP_GUARDED_BY(meta_mu_){};

@@ -194,12 +194,27 @@ void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped
     Drop(range.start, range.end, dropped);
     ZP_PAUSE_POINT("unmap.dropped");
     registered_.Remove(range.start, range.end);
+    found_registered_.Remove(range.start, range.end);
     Undoom(range.start, range.end);
   }
   for (Arrival& arrival : record_->arrivals) {
-    if (gone.Intersect(arrival.start, arrival.end) == std::vector<AddressRange>{{arrival.start, arrival.end}})
+    if (arrival.at_ns == 0) continue;
+    RangeSet left;
+    left.Add(arrival.start, arrival.end);
+    for (const AddressRange& range : gone.All()) left.Remove(range.start, range.end);
+    if (left.empty()) {
       arrival.at_ns = 0;
+    } else {
+      arrival.start = left.All().front().start;
+      arrival.end = left.All().back().end;
+    }
   }
+}
+
+std::vector<AddressRange> Client::RegisteredWithin(uint64_t start, uint64_t end) const {
+  std::vector<AddressRange> known = registered_.Intersect(start, end);
+  if (!known.empty() || !found_holds_.load(std::memory_order_acquire)) return known;
+  return found_registered_.Intersect(start, end);
 }
 
 // Before what is registered there is forgotten.
@@ -211,7 +226,7 @@ void Client::NoteArrival(uint64_t start, uint64_t end) {
   Arrival* const place =
       std::min_element(std::begin(record_->arrivals), std::end(record_->arrivals),
                        [&](const Arrival& a, const Arrival& b) { return rank(a) < rank(b); });
-  const std::vector<AddressRange> before = registered_.Intersect(start, end);
+  const std::vector<AddressRange> before = RegisteredWithin(start, end);
   *place = {start, end, MonotonicNs(), before.empty() ? 0 : before.front().start,
             before.empty() ? 0 : before.back().end};
 }

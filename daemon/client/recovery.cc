@@ -90,6 +90,12 @@ void Client::Resume(InheritedDescriptors& inherited, FaultScratch& scratch) {
     batch_count_ = 0;
     ZP_PAUSE_POINT("resume.settled");
     event_seq_ = ++record_->event_seq;
+    if (has_memory_) {
+      const auto found = memory_.ReadRegistered(0, kAddressEnd);
+      if (found.ok()) {
+        for (const MapEntry& mapping : *found) found_registered_.Add(mapping.start, mapping.end);
+      }
+    }
     {
       // What was announced as dropped, and may be there still, is not known: it may be anything.
       zp::MutexLock doom_lock(doomed_mu_);

@@ -15,7 +15,7 @@ EVERYDAY = [
     "evict.chosen", "evict.registered", "evict.begun", "evict.posted", "evict.moved", "evict.stored", "evict.published", "evict.finished",
     "threads.listed", "register.maps_read", "register.asked", "event.taken", "event.applied", "unmap.dropped", "remap.emptied", "remap.moved",
     "fork.settled", "fork.cloned", "fork.published", "index.unlinked", "index.clone", "index.node_made", "index.node_linked", "index.slot_dropped",
-    "rekey.published", "frames.tagged", "frames.populated", "frames.punched", "store.placed", "store.published", "release.unreferenced", "release.retired",
+    "rekey.published", "frames.tagged", "frames.untagged", "handles.taken", "frames.populated", "frames.punched", "store.placed", "store.published", "release.unreferenced", "release.retired",
     "release.freed",
 ]
 # Passed once, or a few times, in a daemon's life.
@@ -23,7 +23,7 @@ ONCE = ["keeper.started", "attach.welcomed", "attach.published"]
 # Points of a successor: the first daemon is killed from outside.
 RECOVERY = ["estate.recovered", "resume.overruled", "resume.settled", "resume.finished", "heirs.resumed"]
 # Rare at the verifier's hands: reached in some runs, and no failure if not.
-RARE = ["give.taken", "give.copied", "settle.stored", "replay.applied", "compact.published", "migrate.object", "migrate.published", "object.copied", "object.published",
+RARE = ["give.taken", "give.copied", "settle.stored", "replay.applied", "compact.published", "migrate.object", "migrate.published", "move.copied", "compact.copied", "object.copied", "object.published",
         "recover.orphan_freed", "recover.span_cleared"]
 # Of a state that no crash leaves, but damage does: tests/fuzz has these.
 DAMAGE = ["recover.branch_cut", "recover.entry_dropped", "recover.slot_lost"]
