@@ -1,7 +1,6 @@
 #include "tests/libzpool/remains.h"
 
 #include <fcntl.h>
-#include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,16 +12,16 @@ namespace zp::testing {
 
 UniqueFd CopyOf(int fd) {
   struct stat st {};
-  EXPECT_EQ(fstat(fd, &st), 0);
+  ZP_CHECK(fstat(fd, &st) == 0, "fstat of a file to copy");
   UniqueFd copy = CreateMemfd("copy", static_cast<uint64_t>(st.st_size)).value();
-  std::vector<std::byte> bytes(1 << 20);
+  std::vector<std::byte> bytes(1 << 16);
   for (off_t data = lseek(fd, 0, SEEK_DATA); data >= 0;) {
     const off_t hole = lseek(fd, data, SEEK_HOLE);
     for (off_t at = data; at < hole;) {
       const size_t wanted = std::min(bytes.size(), static_cast<size_t>(hole - at));
       const ssize_t got = pread(fd, bytes.data(), wanted, at);
       if (got <= 0) break;  // punched meanwhile, by a thread that still runs
-      EXPECT_EQ(pwrite(copy.get(), bytes.data(), static_cast<size_t>(got), at), got);
+      ZP_CHECK(pwrite(copy.get(), bytes.data(), static_cast<size_t>(got), at) == got, "copy of a file");
       at += got;
     }
     data = lseek(fd, hole, SEEK_DATA);
@@ -105,8 +104,8 @@ void Revived::Abandon() {
 
 Revived Revive(const PageStore::Options& options, Remains remains) {
   std::unique_ptr<Revived> revived = TryRevive(options, std::move(remains));
-  EXPECT_NE(revived, nullptr) << "recovery was refused";
-  return revived != nullptr ? std::move(*revived) : Revived();
+  ZP_CHECK(revived != nullptr, "recovery was refused");
+  return std::move(*revived);
 }
 
 }  // namespace zp::testing

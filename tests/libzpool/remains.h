@@ -60,7 +60,7 @@ struct Revived {
   void Abandon();
 };
 
-// Fails the test, and is empty, where something is refused.
+// Ends the test's process where something is refused.
 Revived Revive(const PageStore::Options& options, Remains remains);
 // The same; null where something is refused.
 std::unique_ptr<Revived> TryRevive(const PageStore::Options& options, Remains remains);

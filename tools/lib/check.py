@@ -15,7 +15,7 @@ import sys
 import time
 
 LINTS = ("scripts", "format", "tidy")
-SUITES = ("unit", "model", "stress", "uffd", "e2e", "numa")
+SUITES = ("unit", "model", "stress", "fuzz", "uffd", "e2e", "numa")
 # A test's own limit is its `timeout:` in meson; these multiply it, and nothing runs longer than the last one.
 TIMEOUT_FACTOR = {"gcc": 1, "clang": 1, "asan": 3, "tsan": 4}
 STAGE_SECONDS = 3600
