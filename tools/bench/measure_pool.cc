@@ -175,6 +175,7 @@ void MeasurePool(const Options& options, const SwapKeeper& peer, Report& report)
   MeasureOperations(options, report);
   MeasureMoving(options, source, report);
   MeasureIndex(report);
+  MeasureRecovery(report);
 }
 
 }  // namespace uzswap::bench

@@ -15,5 +15,7 @@ void MeasureOperations(const Options& options, Report& report);
 void MeasureMoving(const Options& options, const PageSource& source, Report& report);
 // The index of a large process: dropping what is absent, cloning.
 void MeasureIndex(Report& report);
+// A successor of a process that was killed takes over a pool of small objects.
+void MeasureRecovery(Report& report);
 
 }  // namespace uzswap::bench
