@@ -408,9 +408,11 @@ Result<uint32_t> ZbudPool::Reserve(const SpanShape& shape) {
     shard.frames += count;
     shard.idle_frames += count;
   }
-  if (populated.ok()) return span->span;  // NOLINT(clang-analyzer-cplusplus.NewDeleteLeaks): the table has it
+  // NOLINTBEGIN(clang-analyzer-cplusplus.NewDeleteLeaks): the table has it
+  if (populated.ok()) return span->span;
   Putback(span->span);
   return populated.error();
+  // NOLINTEND(clang-analyzer-cplusplus.NewDeleteLeaks)
 }
 
 MigrateOutcome ZbudPool::Isolate(uint32_t number, const SpanShape& shape) {
@@ -559,6 +561,7 @@ Status ZbudPool::AdoptSpan(uint32_t number, uint32_t shard_index, uint64_t prese
   if (shard_index >= kShards) return Error{Errc::kInvalid, 0, "the shard of a span"};
   Span* const span = ZP_TRY(MakeSpan(number, shard_index));
   arena_.AdoptSpan(number, present);
+  // NOLINTBEGIN(clang-analyzer-cplusplus.NewDeleteLeaks): the table has it
   const uint64_t count = static_cast<uint64_t>(std::popcount(present));
   Shard& shard = shards_[shard_index];
   MutexLock lock(shard.mu);
@@ -566,7 +569,8 @@ Status ZbudPool::AdoptSpan(uint32_t number, uint32_t shard_index, uint64_t prese
   span->present = present;
   shard.frames += count;
   shard.idle_frames += count;
-  return OkStatus();  // NOLINT(clang-analyzer-cplusplus.NewDeleteLeaks): the table has it
+  return OkStatus();
+  // NOLINTEND(clang-analyzer-cplusplus.NewDeleteLeaks)
 }
 
 AdoptOutcome ZbudPool::AdoptObject(uint64_t offset, uint32_t length, Handle handle) {
