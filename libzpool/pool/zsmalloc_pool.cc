@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -245,6 +244,9 @@ ZsmallocPool::ClaimOutcome ZsmallocPool::ClaimLocked(SizeClass& c, bool holes, L
   }
   if (slot < 0) return ClaimOutcome::kNeedsZspage;
 
+  // The address is translated while the slot is claimed: where it lies nobody was lately, and what is copied
+  // there would wait for that (a seventh of a store).
+  __builtin_prefetch(arena_.At(zspage->OffsetOf(static_cast<uint32_t>(slot))));
   const uint64_t frames = zspage->FramesOf(static_cast<uint32_t>(slot));
   const uint64_t missing = frames & ~zspage->taken();
   if (missing != 0) {
@@ -467,7 +469,7 @@ bool ZsmallocPool::MoveObject(Zspage* from, uint32_t slot, ZsmallocPool& pool, Z
                               Handle handle, uint64_t word) {
   Location location = Location::Decode(word);
   const int64_t length = location.length;
-  std::memcpy(pool.arena_.At(to->OffsetOf(to_slot)), arena_.At(from->OffsetOf(slot)), location.length);
+  pool.arena_.Write(to->OffsetOf(to_slot), {arena_.At(from->OffsetOf(slot)), location.length});
   to->SetHandle(to_slot, handle);
   location.node = pool.arena_.node();
   location.offset = to->OffsetOf(to_slot);
