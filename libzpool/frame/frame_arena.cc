@@ -76,18 +76,14 @@ Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, F
   file.header().params[2] = kPageBytes;  // where the tags lie
   const uint64_t tag_bytes = bytes / kSpanBytes * sizeof(uint16_t);
   ZP_TRY(file.Populate(kPageBytes, (tag_bytes + kPageBytes - 1) / kPageBytes * kPageBytes));
-  Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
-  return std::unique_ptr<FrameArena>(
-      new FrameArena(options, budget, std::move(file), std::move(descriptors)));
+  return std::unique_ptr<FrameArena>(new FrameArena(options, budget, std::move(file)));
 }
 
-FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors)
+FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile file)
     : node_(options.node),
       bind_(options.bind),
       budget_(budget),
       file_(std::move(file)),
-      descriptor_memory_(std::move(descriptors)),
-      descriptors_(reinterpret_cast<FrameDescriptor*>(descriptor_memory_.data())),
       tags_(reinterpret_cast<std::atomic<uint16_t>*>(file_.data() + kPageBytes)),
       span_count_(static_cast<uint32_t>(file_.size() / kSpanBytes)),
       free_spans_((span_count_ + 63) / 64, 0) {
@@ -167,9 +163,6 @@ void FrameArena::Punch(uint32_t span, uint64_t frames) {
   budget_.Give(count);
 }
 
-uint64_t FrameArena::metadata_bytes() const {
-  const uint64_t spans = highest_span_.load(std::memory_order_relaxed) + uint64_t{1};
-  return spans * kFramesPerSpan * sizeof(FrameDescriptor) + span_count_ * sizeof(uint16_t) + span_count_ / 8;
-}
+uint64_t FrameArena::metadata_bytes() const { return span_count_ * sizeof(uint16_t) + span_count_ / 8; }
 
 }  // namespace zp

@@ -216,11 +216,11 @@ void ZsmallocPool::DebugVerify() const {
         frames += static_cast<uint64_t>(std::popcount(z->taken()));
         idle += static_cast<uint64_t>(std::popcount(z->idle()));
         for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
-          const FrameDescriptor& d = arena_.descriptor(uint64_t{z->span()} * kFramesPerSpan + frame);
+          const bool has_object = z->HasObject(frame);
           const bool taken = (z->taken() >> frame & 1) != 0;
           const bool is_idle = (z->idle() >> frame & 1) != 0;
-          ZP_CHECK(taken || d.live == 0, "objects in a frame without memory");
-          ZP_CHECK(!taken || is_idle == (d.live == 0), "idle frame out of step");
+          ZP_CHECK(taken || !has_object, "objects in a frame without memory");
+          ZP_CHECK(!taken || is_idle != has_object, "idle frame out of step");
         }
       }
     }
@@ -382,7 +382,7 @@ uint64_t ZsmallocPool::TrimClass(SizeClass& c) {
 
 Result<Zspage*> ZsmallocPool::NewZspage(uint32_t size_class) {
   const uint32_t span = ZP_TRY(arena_.AllocateSpan({owner_, static_cast<uint8_t>(size_class)}));
-  Zspage* zspage = Zspage::New(arena_, span, size_class);
+  Zspage* zspage = Zspage::New(span, size_class);
   if (zspage == nullptr) {
     arena_.FreeSpan(span);
     return Error{Errc::kNoMemory, 0, "zspage"};
