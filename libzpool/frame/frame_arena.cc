@@ -84,9 +84,7 @@ Result<std::unique_ptr<FrameArena>> FrameArena::Create(const Options& options, F
   file.header().params[1] = kSpanBytes;
   file.header().params[2] = kPageBytes;  // where the tags lie
   ZP_TRY(file.Populate(kPageBytes, TagsEnd(bytes) - kPageBytes));
-  Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
-  return std::unique_ptr<FrameArena>(
-      new FrameArena(options, budget, std::move(file), std::move(descriptors)));
+  return std::unique_ptr<FrameArena>(new FrameArena(options, budget, std::move(file)));
 }
 
 Result<MemoryFile> FrameArena::AdoptFile(UniqueFd fd) {
@@ -107,9 +105,7 @@ Result<std::unique_ptr<FrameArena>> FrameArena::Recover(MemoryFile file, bool bi
   ZP_TRY(file.Populate(kPageBytes, TagsEnd(bytes) - kPageBytes));
   const uint32_t first = FirstSpan(bytes);
   if (first * kSpanBytes > TagsEnd(bytes)) file.Punch(TagsEnd(bytes), first * kSpanBytes - TagsEnd(bytes));
-  Mapping descriptors = ZP_TRY(Mapping::Anonymous(bytes / kPageBytes * sizeof(FrameDescriptor)));
-  std::unique_ptr<FrameArena> arena(new (std::nothrow)
-                                        FrameArena(options, budget, std::move(file), std::move(descriptors)));
+  std::unique_ptr<FrameArena> arena(new (std::nothrow) FrameArena(options, budget, std::move(file)));
   if (arena == nullptr) return Error{Errc::kNoMemory, 0, "arena of frames"};
   for (uint32_t span = 0; span < first; ++span) arena->tags_[span].store(0, std::memory_order_relaxed);
   return arena;
@@ -130,13 +126,11 @@ void FrameArena::ClearSpan(uint32_t span, uint64_t present) {
   tags_[span].store(0, std::memory_order_release);
 }
 
-FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile file, Mapping descriptors)
+FrameArena::FrameArena(const Options& options, FrameBudget& budget, MemoryFile file)
     : node_(options.node),
       bind_(options.bind),
       budget_(budget),
       file_(std::move(file)),
-      descriptor_memory_(std::move(descriptors)),
-      descriptors_(reinterpret_cast<FrameDescriptor*>(descriptor_memory_.data())),
       tags_(reinterpret_cast<std::atomic<uint16_t>*>(file_.data() + kPageBytes)),
       span_count_(static_cast<uint32_t>(file_.size() / kSpanBytes)),
       free_spans_((span_count_ + 63) / 64, 0) {
@@ -224,9 +218,6 @@ void FrameArena::Punch(uint32_t span, uint64_t frames) {
   budget_.Give(count);
 }
 
-uint64_t FrameArena::metadata_bytes() const {
-  const uint64_t spans = highest_span_.load(std::memory_order_relaxed) + uint64_t{1};
-  return spans * kFramesPerSpan * sizeof(FrameDescriptor) + span_count_ * sizeof(uint16_t) + span_count_ / 8;
-}
+uint64_t FrameArena::metadata_bytes() const { return span_count_ * sizeof(uint16_t) + span_count_ / 8; }
 
 }  // namespace zp

@@ -32,7 +32,7 @@ void ObjectMover::Move(std::span<ObjectMove> objects) {
 bool ObjectMover::Publish(const ObjectMove& object) {
   Location location = Location::Decode(object.word);
   if (handles_.Lookup(object.handle) != object.word) return false;
-  std::memcpy(object.to_arena->At(object.target), object.from_arena->At(location.offset), location.length);
+  object.to_arena->Write(object.target, {object.from_arena->At(location.offset), location.length});
   location.node = object.to_arena->node();
   location.offset = object.target;
   // Before it is published: from then on it may be freed, and its slot be another's.

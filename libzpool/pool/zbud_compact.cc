@@ -85,7 +85,7 @@ bool ZbudPool::MovePair(Pair& pair) {
   Location location = Location::Decode(*word);
   pair.length = location.length;
   location.offset = pair.to->OffsetOf(pair.to_frame, pair.to_buddy, pair.chunks);
-  std::memcpy(arena_.At(location.offset), arena_.At(source), location.length);
+  arena_.Write(location.offset, {arena_.At(source), location.length});
   // Before it is published: from then on it may be freed, and its place be another's.
   pair.to->SetHandle(pair.to_frame, pair.to_buddy, pair.handle);
   ZP_PAUSE_POINT("compact.copied");

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -492,7 +491,7 @@ MigratedSpan ZbudPool::Migrate(uint32_t from_number, MovableOwner& target, uint3
     if (!word.has_value()) continue;
     Location location = Location::Decode(*word);
     location.offset = offset_of(to, frame, buddy);
-    std::memcpy(pool.arena_.At(location.offset), arena_.At(source), location.length);
+    pool.arena_.Write(location.offset, {arena_.At(source), location.length});
     to->SetHandle(frame, buddy, handle);
     ZP_PAUSE_POINT("move.copied");
     if (publish(*this, from_shard, pool, to_shard, handle, *word, location)) {

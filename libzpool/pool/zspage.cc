@@ -9,11 +9,11 @@
 
 namespace zp {
 
-Zspage* Zspage::New(FrameArena& arena, uint32_t span, uint32_t size_class) {
+Zspage* Zspage::New(uint32_t span, uint32_t size_class) {
   const uint64_t bytes = BytesOf(size_class);
   void* memory = ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow);
   if (memory == nullptr) return nullptr;
-  Zspage* zspage = new (memory) Zspage(arena, span, size_class);
+  Zspage* zspage = new (memory) Zspage(span, size_class);
   std::memset(static_cast<void*>(zspage->used()), 0, bytes - sizeof(Zspage));
   return zspage;
 }
@@ -28,9 +28,8 @@ void Zspage::Destroy(Zspage* zspage) {
   ::operator delete (zspage, std::align_val_t{kAlignment});
 }
 
-Zspage::Zspage(FrameArena& arena, uint32_t span, uint32_t size_class)
-    : arena_(arena),
-      span_(span),
+Zspage::Zspage(uint32_t span, uint32_t size_class)
+    : span_(span),
       size_class_(static_cast<uint16_t>(size_class)),
       object_bytes_(static_cast<uint16_t>(SizeClassGeometry::ObjectBytes(size_class))),
       objects_(SizeClassGeometry::ObjectsPerZspage(size_class)) {}
@@ -82,23 +81,13 @@ uint64_t Zspage::FramesOf(uint32_t slot) const {
   return (uint64_t{1} << first) | (uint64_t{1} << last);
 }
 
-void Zspage::CountIn(uint32_t frame, int objects) {
-  FrameDescriptor& its = descriptor(frame);
-  its.live = static_cast<uint16_t>(its.live + objects);
-  const uint64_t bit = uint64_t{1} << frame;
-  idle_ = its.live == 0 ? idle_ | bit : idle_ & ~bit;
-}
-
 void Zspage::Occupy(uint32_t slot) {
   ZP_DCHECK(!is_occupied(slot), "slot is in use");
   used()[slot / 64] |= uint64_t{1} << (slot % 64);
   handles()[slot].store(0, std::memory_order_relaxed);
   ++claimed_;
   ++live_;
-  const uint64_t frames = FramesOf(slot);
-  for (uint64_t rest = frames; rest != 0; rest &= rest - 1)
-    CountIn(static_cast<uint32_t>(std::countr_zero(rest)), 1);
-  UpdateOpen(frames);
+  Refresh(FramesOf(slot));
 }
 
 void Zspage::Vacate(uint32_t slot) {
@@ -106,17 +95,13 @@ void Zspage::Vacate(uint32_t slot) {
   used()[slot / 64] &= ~(uint64_t{1} << (slot % 64));
   if (handle(slot).is_null()) --claimed_;
   --live_;
-  const uint64_t frames = FramesOf(slot);
-  for (uint64_t rest = frames; rest != 0; rest &= rest - 1)
-    CountIn(static_cast<uint32_t>(std::countr_zero(rest)), -1);
-  UpdateOpen(frames);
+  Refresh(FramesOf(slot));
 }
 
 void Zspage::Add(uint32_t slot, SlotSet* slots) const {
   slots->words[slot / 64] |= uint64_t{1} << (slot % 64);
+  slots->frames |= FramesOf(slot);
   ++slots->count;
-  for (uint64_t rest = FramesOf(slot); rest != 0; rest &= rest - 1)
-    ++slots->in_frame[static_cast<uint32_t>(std::countr_zero(rest))];
 }
 
 void Zspage::OccupyAll(const SlotSet& slots) {
@@ -125,13 +110,7 @@ void Zspage::OccupyAll(const SlotSet& slots) {
     used()[word] |= slots.words[word];
   }
   live_ += slots.count;
-  uint64_t frames = 0;
-  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
-    if (slots.in_frame[frame] == 0) continue;
-    CountIn(frame, slots.in_frame[frame]);
-    frames |= uint64_t{1} << frame;
-  }
-  UpdateOpen(frames);
+  Refresh(slots.frames);
 }
 
 void Zspage::VacateAll(const SlotSet& slots) {
@@ -140,13 +119,7 @@ void Zspage::VacateAll(const SlotSet& slots) {
     used()[word] &= ~slots.words[word];
   }
   live_ -= slots.count;
-  uint64_t frames = 0;
-  for (uint32_t frame = 0; frame < kFramesPerSpan; ++frame) {
-    if (slots.in_frame[frame] == 0) continue;
-    CountIn(frame, -int{slots.in_frame[frame]});
-    frames |= uint64_t{1} << frame;
-  }
-  UpdateOpen(frames);
+  Refresh(slots.frames);
 }
 
 uint32_t Zspage::SlotAt(uint64_t offset_in_span) const {
@@ -156,10 +129,7 @@ uint32_t Zspage::SlotAt(uint64_t offset_in_span) const {
 
 void Zspage::MarkTaken(uint64_t frames) {
   taken_ |= frames;
-  for (uint64_t rest = frames; rest != 0; rest &= rest - 1) {
-    if (descriptor(static_cast<uint32_t>(std::countr_zero(rest))).live == 0) idle_ |= rest & -rest;
-  }
-  UpdateOpen(frames);
+  Refresh(frames);
 }
 
 uint64_t Zspage::BeginPunch() {
@@ -202,18 +172,31 @@ void Zspage::SlotsOf(uint32_t frame, uint32_t* first, uint32_t* end) const {
   *end = std::min((end_byte + object_bytes_ - 1) / object_bytes_, objects_);
 }
 
-void Zspage::UpdateOpen(uint64_t frames) {
+bool Zspage::HasObject(uint32_t frame) const {
+  uint32_t first = 0;
+  uint32_t end = 0;
+  SlotsOf(frame, &first, &end);
+  const int slot = LowestUsed(first);
+  return slot >= 0 && static_cast<uint32_t>(slot) < end;
+}
+
+void Zspage::Refresh(uint64_t frames) {
   for (uint64_t rest = frames & taken_ & ~punching_; rest != 0; rest &= rest - 1) {
-    const uint32_t frame = static_cast<uint32_t>(std::countr_zero(rest));
     uint32_t first = 0;
     uint32_t end = 0;
-    SlotsOf(frame, &first, &end);
-    const uint64_t bit = rest & -rest;
-    if (descriptor(frame).live < end - first) {
-      open_ |= bit;
-    } else {
-      open_ &= ~bit;
+    SlotsOf(static_cast<uint32_t>(std::countr_zero(rest)), &first, &end);
+    uint64_t any = 0;
+    uint64_t free = 0;
+    for (uint32_t word = first / 64; word * 64 < end; ++word) {
+      uint64_t its = ~uint64_t{0};
+      if (word == first / 64) its &= ~uint64_t{0} << (first % 64);
+      if (end < (word + 1) * 64) its &= (uint64_t{1} << (end % 64)) - 1;
+      any |= used()[word] & its;
+      free |= ~used()[word] & its;
     }
+    const uint64_t bit = rest & -rest;
+    idle_ = any == 0 ? idle_ | bit : idle_ & ~bit;
+    open_ = free != 0 ? open_ | bit : open_ & ~bit;
   }
 }
 

@@ -40,26 +40,26 @@ enum class FullnessGroup : uint8_t {
 };
 static_assert(static_cast<int>(FullnessGroup::kFull) + 1 == kFullnessGroups);
 
-// Some slots of one zspage, and how many of them touch each frame: what a mover gathers without the lock, so
-// that marking them takes it for some words and frames only. Up to 16384 slots of the smallest class are
-// 3 us then, where one by one they were 150.
+// Some slots of one zspage, and the frames that they touch: what a mover gathers without the lock, so that
+// marking them takes it for some words and frames only. Up to 16384 slots of the smallest class are 1 us
+// then, where one by one they were 150.
 struct SlotSet {
   std::array<uint64_t, SizeClassGeometry::kMostObjects / 64> words{};
-  std::array<uint16_t, kFramesPerSpan> in_frame{};
+  uint64_t frames = 0;
   uint32_t count = 0;
 };
 
 // Layout: objects lie end to end over the span's 256 KiB; one straddles two frames at most. Which exist is
 //   a bitmap behind this struct, and behind that are their handles; which frames have memory are masks with
-//   one bit per frame. How many objects touch a frame is in the arena's descriptor.
-// Cost: 136 bytes and 33 bits per object: for 2 KiB objects 5.2 bytes each.
+//   one bit per frame. Whether a frame has an object, or room, the bitmap says: five words at most.
+// Cost: 128 bytes and 33 bits per object: for 2 KiB objects 5.1 bytes each.
 // Threads: everything is guarded by the lock of the size class, but for the handles, which are atomic.
 class Zspage {
  public:
   // Null if there is no memory. It is isolated: nobody's but the caller's. Its address is a multiple of
   // kAlignment. Delete with Destroy.
   static constexpr uint64_t kAlignment = 256;
-  static Zspage* New(FrameArena& arena, uint32_t span, uint32_t size_class);
+  static Zspage* New(uint32_t span, uint32_t size_class);
   // What New takes from the heap.
   static uint64_t BytesOf(uint32_t size_class);
   static void Destroy(Zspage* zspage);
@@ -137,6 +137,8 @@ class Zspage {
     return words;
   }
   uint32_t objects() const { return objects_; }
+  // Whether some object touches the frame.
+  bool HasObject(uint32_t frame) const;
   // Frames that some object touches.
   uint64_t occupied() const { return taken_ & ~idle_ & ~punching_; }
   // Whether an object has no handle yet.
@@ -159,25 +161,21 @@ class Zspage {
   FullnessGroup linked_group = FullnessGroup::kQuarter;  // the list that group_link is in
 
  private:
-  Zspage(FrameArena& arena, uint32_t span, uint32_t size_class);
+  Zspage(uint32_t span, uint32_t size_class);
   uint64_t* used() { return reinterpret_cast<uint64_t*>(this + 1); }
   const uint64_t* used() const { return reinterpret_cast<const uint64_t*>(this + 1); }
   static size_t WordsOf(uint32_t objects) { return (objects + 63) / 64; }
   std::atomic<uint32_t>* handles() const {
     return reinterpret_cast<std::atomic<uint32_t>*>(const_cast<uint64_t*>(used()) + WordsOf(objects_));
   }
-  FrameDescriptor& descriptor(uint32_t frame) const {
-    return arena_.descriptor(uint64_t{span_} * kFramesPerSpan + frame);
-  }
   // In frames of `open` that are, all that the slot touches, in `must_be_taken`.
   int FirstFreeInOpen(uint64_t open, uint64_t must_be_taken) const;
   int FirstFreeIn(uint32_t begin, uint32_t end, uint64_t must_be_taken) const;
   // Slots [first, end) touch `frame`.
   void SlotsOf(uint32_t frame, uint32_t* first, uint32_t* end) const;
-  void UpdateOpen(uint64_t frames);
-  void CountIn(uint32_t frame, int objects);
+  // idle_ and open_ of the frames, by what is taken and used.
+  void Refresh(uint64_t frames);
 
-  FrameArena& arena_;
   const uint32_t span_;
   const uint16_t size_class_;
   const uint16_t object_bytes_;

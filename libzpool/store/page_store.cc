@@ -332,7 +332,7 @@ Result<Location> PageStore::Place(std::span<const std::byte> bytes, CodecId code
         error = offset.error();
         continue;
       }
-      std::memcpy(node.arena->At(*offset), bytes.data(), length);
+      node.arena->Write(*offset, bytes);
       Location location;
       location.node = node.arena->node();
       location.offset = *offset;

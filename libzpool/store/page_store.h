@@ -45,7 +45,7 @@ struct PoolStats {
   uint64_t stored_bytes = 0;            // sum of the objects' lengths
   uint64_t pool_bytes = 0;              // memory of the frames, idle ones included
   uint64_t capacity_bytes = 0;          // what pool_bytes may not exceed
-  uint64_t metadata_bytes = 0;          // handle table, frame descriptors, zspages; without the index
+  uint64_t metadata_bytes = 0;          // handle table, spans, zspages; without the index
   uint64_t store_failures = 0;          // Stores that found no memory, ever
   std::vector<SizeClassStats> classes;  // zsmalloc's, by size, summed over the nodes
 };

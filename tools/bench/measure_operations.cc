@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -36,11 +37,15 @@ double NsSince(Clock::time_point start) {
 
 using Bytes = std::array<std::byte, kObjectBytes>;
 
-// As a store copies: with a length that the compiler does not know, for which it would not call the library.
-void Copy(std::byte* to, const std::byte* from) {
+// The length as a store has it: the compiler does not know it, else it would not call the library's memcpy.
+size_t ObjectBytes() {
   size_t bytes = kObjectBytes;
   asm volatile("" : "+r"(bytes));
-  std::memcpy(to, from, bytes);
+  return bytes;
+}
+
+void Copy(std::byte* to, const std::byte* from) {
+  std::memcpy(to, from, ObjectBytes());
   asm volatile("" : : : "memory");
 }
 
@@ -61,7 +66,7 @@ class RawStore {
   zp::Handle Store(const Bytes& bytes) {
     const auto offset = pool_->Allocate(kObjectBytes);
     if (!offset.ok()) throw BenchError("the pool is full");
-    Copy(arena_->At(*offset), bytes.data());
+    arena_->Write(*offset, std::span(bytes).first(ObjectBytes()));
     zp::Location location;
     location.offset = *offset;
     location.length = kObjectBytes;
@@ -106,56 +111,64 @@ struct Share {
   Times times;
 };
 
-// In batches, so that each object freed and stored is in no cache, and the pool stays as large as it is.
+// In batches, so that each object freed and stored is in no cache, and the pool stays as large as it is. The
+// median batch counts: what another process does to a few of them, by taking the CPU away, is not the pool's.
 void RunShare(RawStore& store, uint64_t seed, Share& share) {
   Random random(seed);
   alignas(64) Bytes bytes{};
-  Times& times = share.times;
-  times = {};
   std::vector<zp::Handle>& handles = share.handles;
+  std::array<uint64_t, kBatch> at;
+  std::array<std::byte*, kBatch> places;
+  const auto choose_places = [&] {
+    for (std::byte*& place : places) place = share.memory + random.Below(share.places) * kObjectBytes;
+  };
+  // What fn() takes for each of a batch, in ns.
+  const auto time = [&](std::vector<double>& batches, auto&& fn) {
+    const Clock::time_point start = Clock::now();
+    fn();
+    batches.push_back(NsSince(start) / kBatch);
+  };
+  std::vector<double> free, stored, load, in, out, done_in;
   for (uint64_t done = 0; done < kOperations; done += kBatch) {
     CheckInterrupted();
-    std::array<uint64_t, kBatch> at;
-    std::array<std::byte*, kBatch> places;
     for (unsigned i = 0; i < kBatch; ++i) {
       // The last ones are those of the batch.
       at[i] = handles.size() - 1 - i;
       std::swap(handles[at[i]], handles[random.Below(at[i] + 1)]);
-      places[i] = share.memory + random.Below(share.places) * kObjectBytes;
     }
-    Clock::time_point start = Clock::now();
-    for (const uint64_t i : at) store.Free(handles[i]);
-    times.free += NsSince(start);
-    start = Clock::now();
-    for (const uint64_t i : at) handles[i] = store.Store(bytes);
-    times.store += NsSince(start);
-
-    for (unsigned i = 0; i < kBatch; ++i) at[i] = random.Below(handles.size());
-    start = Clock::now();
-    for (const uint64_t i : at) store.Load(handles[i], bytes);
-    times.load += NsSince(start);
-
-    start = Clock::now();
-    for (std::byte* place : places) Copy(place, bytes.data());
-    times.copy_in += NsSince(start);
-    for (std::byte*& place : places) place = share.memory + random.Below(share.places) * kObjectBytes;
-    start = Clock::now();
+    time(free, [&] {
+      for (const uint64_t i : at) store.Free(handles[i]);
+    });
+    time(stored, [&] {
+      for (const uint64_t i : at) handles[i] = store.Store(bytes);
+    });
+    for (uint64_t& i : at) i = random.Below(handles.size());
+    time(load, [&] {
+      for (const uint64_t i : at) store.Load(handles[i], bytes);
+    });
+    choose_places();
+    time(in, [&] {
+      for (std::byte* place : places) Copy(place, bytes.data());
+    });
+    choose_places();
     std::atomic<uint64_t> nothing{0};
-    for (std::byte* place : places) {
+    time(done_in, [&] {
       // Where the next goes is known when this one is done: so no two overlap, as with objects.
-      Copy(place + nothing.fetch_add(0), bytes.data());
-    }
-    times.copy_in_done += NsSince(start);
-    for (std::byte*& place : places) place = share.memory + random.Below(share.places) * kObjectBytes;
-    start = Clock::now();
-    for (const std::byte* place : places) {
-      Copy(bytes.data(), place);
-    }
-    times.copy_out += NsSince(start);
+      for (std::byte* place : places) Copy(place + nothing.fetch_add(0), bytes.data());
+    });
+    choose_places();
+    time(out, [&] {
+      for (const std::byte* place : places) Copy(bytes.data(), place);
+    });
   }
-  for (double Times::*time :
-       {&Times::store, &Times::load, &Times::free, &Times::copy_in, &Times::copy_out, &Times::copy_in_done})
-    times.*time /= kOperations;
+  Times& times = share.times;
+  times = {};
+  times.free = Median(free);
+  times.store = Median(stored);
+  times.load = Median(load);
+  times.copy_in = Median(in);
+  times.copy_in_done = Median(done_in);
+  times.copy_out = Median(out);
 }
 
 // fn(share) on a thread for each; what one throws is thrown.

@@ -85,7 +85,7 @@ PoolFigures MeasureOurs(const Options& options, const PageSource& source, Report
   const double load_us = CpuUsPerPage(start, pages);
 
   report.Add("metadata_bytes_per_page", static_cast<double>(metadata) / static_cast<double>(pages),
-             std::nullopt, "index, handles, frame descriptors");
+             std::nullopt, "index, handles, spans");
   uint64_t held = 0;
   const auto add = [&](const char* name, int fd) {
     if (std::strncmp(name, "frames", 6) != 0) held += HeldBytes(fd);
