@@ -231,12 +231,13 @@ class Client {
 
   // eviction.cc
   void RefreshThreads() ZP_REQUIRES(evict_mu_);
-  void RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
+  bool RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   // Whether some page of the range is the agent's.
   bool IsOwn(const AddressRange& range) const;
   bool ArrivedAt(const AddressRange& range) ZP_EXCLUDES(meta_mu_);
   bool IsRegistered(uint64_t page) ZP_EXCLUDES(meta_mu_);
-  uint64_t BeginBatch(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
+  uint64_t BeginBatch(const std::vector<uint64_t>& pages, bool registered) ZP_REQUIRES(evict_mu_)
+      ZP_EXCLUDES(meta_mu_);
   void RunBatch(uint64_t count) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
   uint64_t FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_)
       ZP_EXCLUDES(meta_mu_);

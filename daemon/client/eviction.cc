@@ -63,9 +63,9 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
         scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), Over(kUrgentPermille));
     if (pages.empty()) return uint64_t{0};
     ZP_PAUSE_POINT("evict.chosen");
-    RegisterFor(pages);
+    const bool registered = RegisterFor(pages);
     ZP_PAUSE_POINT("evict.registered");
-    const uint64_t count = BeginBatch(pages);
+    const uint64_t count = BeginBatch(pages, registered);
     if (count == 0) return uint64_t{0};
     ZP_PAUSE_POINT("evict.begun");
     RunBatch(count);
@@ -110,8 +110,9 @@ void Client::RefreshThreads() {
 // mapping that is not loses the page (4.1). The kernel registers what is mapped at that moment; a hole in the
 // range, mapped since, is not registered, and nobody tells. So the maps are read again afterwards, and each
 // mapping is asked. From then on it can only change by an event, and then `event_seq_` has moved, or MOVE
-// answers EAGAIN (H7).
-void Client::RegisterFor(const std::vector<uint64_t>& pages) {
+// answers EAGAIN (H7). Returns false where that was overtaken: what is not registered then may be so the next
+// time.
+bool Client::RegisterFor(const std::vector<uint64_t>& pages) {
   uint64_t seq = 0;
   std::vector<uint64_t> unknown;
   {
@@ -121,14 +122,15 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       if (!registered_.Contains(page)) unknown.push_back(page);
     }
   }
-  if (unknown.empty()) return;
+  if (unknown.empty()) return true;
   // Always whole mappings: registering a part would split one, and an mremap over both parts, which is one
   // mapping natively, would fail half done (Linux 6.17). A mapping that grew or merged between the look and
   // the call was split all the same: the next round sees the rest beside it and mends that.
   std::vector<MapEntry> before;
+  RangeSet accepted;  // what is in no userfaultfd of the program's own
   for (int round = 0;; ++round) {
     auto maps = memory_.ReadMaps();
-    if (!maps.ok()) return;
+    if (!maps.ok()) return false;
     ZP_PAUSE_POINT("register.maps_read");
     bool asked = false;
     AddressRange mapping;
@@ -140,12 +142,13 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       if (ArrivedAt(mapping)) continue;
       asked = true;
       ever_registered_.store(true, std::memory_order_relaxed);
-      (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
+      if (uffd_.Register(mapping.start, mapping.end - mapping.start).ok())
+        accepted.Add(mapping.start, mapping.end);
     }
     ZP_PAUSE_POINT("register.asked");
     before = std::move(*maps);
     if (!asked) break;  // so `before` was read after the last registration
-    if (round == kRegisterRounds) return;
+    if (round == kRegisterRounds) return false;
   }
   std::vector<AddressRange> proven;
   AddressRange mapping;
@@ -157,11 +160,12 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
     });
     if (entry == before.end()) continue;
     mapping = {entry->start, entry->end};
-    if (IsRegistered(page)) proven.push_back(mapping);
+    if (accepted.Contains(page) && IsRegistered(page)) proven.push_back(mapping);
   }
   zp::WriterLock lock(meta_mu_);
-  if (event_seq_ != seq) return;
+  if (event_seq_ != seq) return false;
   for (const AddressRange& range : proven) registered_.Add(range.start, range.end);
+  return true;
 }
 
 // Whether something was lately moved to where `range` is. If `range` is not it, its unmapping is still to be
@@ -198,28 +202,35 @@ void Client::RegisterGrowth() {
         pages.push_back(entry.end - zp::kPageBytes);
       }
     }
-    RegisterFor(pages);
+    (void)RegisterFor(pages);
   }
   evict_mu_.Unlock();
 }
 
 // Asks with a ZEROPAGE for a page that is expected to be present: EEXIST if its mapping is registered, ENOENT
-// if not. Should it be missing, it is fresh memory, and zero is what a fault would have got.
+// if not. Should it be missing, it is fresh memory, and zero is what a fault would have got. The mapping may
+// be in a userfaultfd of the program's own since (17.2), where a MOVE would succeed all the same, and the
+// page be lost: registered once more, it refuses.
 bool Client::IsRegistered(uint64_t page) {
   zp::ReaderLock lock(meta_mu_);
   if (!index_.Get(PageIndex::FromAddress(page)).is_empty()) return false;
   const CopyOutcome outcome = uffd_.Zero(page, 1).outcome;
-  return outcome == CopyOutcome::kAlreadyPresent || outcome == CopyOutcome::kCopied;
+  if (outcome != CopyOutcome::kAlreadyPresent && outcome != CopyOutcome::kCopied) return false;
+  return uffd_.Register(page, zp::kPageBytes).ok();
 }
 
-uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages) {
+uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages, bool registered) {
   zp::WriterLock lock(meta_mu_);
   zp::MutexLock doom_lock(doomed_mu_);
   channel_->ResetResults();
   uint32_t count = 0;
   uint64_t doomed = 0;
   for (const uint64_t address : pages) {
-    if (!registered_.Contains(address)) continue;
+    if (!registered_.Contains(address)) {
+      // Refused to us: the program has a userfaultfd of its own there, or it is no memory of the plain kind.
+      Add(registered ? stats_.refused_not_ours : stats_.refused_stale);
+      continue;
+    }
     if (doomed_.Contains(address)) {
       ++doomed;
       continue;

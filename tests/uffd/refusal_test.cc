@@ -1,4 +1,5 @@
 // Pages that must not go, and pages that cannot be kept: they stay, are counted, and are whole.
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
@@ -88,6 +89,35 @@ TEST_F(Refusals, HolesAreCounted) {
   EXPECT_GE(Read(stats().refused_hole), kPages - 1);
   Pump pump(world_, a_.client);
   EXPECT_EQ(app().Call(1, Op::kIsZero, {I(at), kPages}), 0);
+}
+
+// 17.2: a range in a userfaultfd of the program's own refuses ours, but it would let a MOVE take its pages.
+TEST_F(Refusals, PagesInAUserfaultfdOfTheProgramsOwnAreNotOurs) {
+  const uint64_t at = app().MapFilled(kPages);
+  auto* scratch = app().shared().scratch;
+  const uint64_t there = app().scratch_address();
+  const int64_t fd = app().Syscall(1, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY});
+  if (fd < 0) GTEST_SKIP() << "no userfaultfd: " << strerror(static_cast<int>(-fd));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  memcpy(scratch, &api, sizeof(api));
+  ASSERT_EQ(app().Syscall(1, SYS_ioctl, {fd, I(UFFDIO_API), I(there)}), 0);
+  // A part: what is beside it goes as ever.
+  constexpr uint64_t kOwn = kPages / 2;
+  uffdio_register registration{};
+  registration.range = {at, kOwn * kPage};
+  registration.mode = UFFDIO_REGISTER_MODE_MISSING;
+  memcpy(scratch, &registration, sizeof(registration));
+  ASSERT_EQ(app().Syscall(1, SYS_ioctl, {fd, I(UFFDIO_REGISTER), I(there)}), 0);
+  ASSERT_TRUE(EvictAll(a_, at + kOwn * kPage, kPages - kOwn));
+  EXPECT_TRUE(EvictUntil(client(), [&] { return Read(stats().refused_not_ours) >= 2 * kOwn; }));
+  for (uint64_t i = 0; i < kOwn; ++i) EXPECT_TRUE(app().IsPresent(at + i * kPage));
+  Pump pump(world_, a_.client);
+  EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
+  // And ours again when the program has given it up.
+  ASSERT_EQ(app().Syscall(1, SYS_close, {fd}), 0);
+  ASSERT_TRUE(EvictAll(a_, at, kPages));
+  EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
 }
 
 // 1.5: a filter of the program's own that forbids ioctl, also to the agent: nothing is evicted, nothing is
