@@ -230,6 +230,7 @@ class Client {
       ZP_REQUIRES(reader_mu_, meta_mu_);
 
   // eviction.cc
+  bool IsFiltered() ZP_REQUIRES(evict_mu_);
   void RefreshThreads() ZP_REQUIRES(evict_mu_);
   bool RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   // Whether some page of the range is the agent's.
@@ -273,6 +274,8 @@ class Client {
 
   zp::Mutex evict_mu_;
   bool evicting_ ZP_GUARDED_BY(evict_mu_) = true;
+  uint64_t filters_ ZP_GUARDED_BY(evict_mu_) = 0;   // on the agent's thread when it attached
+  bool filtered_ ZP_GUARDED_BY(evict_mu_) = false;  // it got more since
   VictimScanner scanner_ ZP_GUARDED_BY(evict_mu_);
   std::chrono::steady_clock::time_point threads_at_ ZP_GUARDED_BY(evict_mu_){};
   std::chrono::steady_clock::time_point growth_at_ ZP_GUARDED_BY(evict_mu_){};

@@ -55,6 +55,11 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
   if (!evict_mu_.TryLock()) return zp::Error{zp::Errc::kBusy, 0, "another thread evicts from this client"};
   const auto evict = [&]() ZP_REQUIRES(evict_mu_) -> zp::Result<uint64_t> {
     if (!evicting_ || distrusted_.load(std::memory_order_relaxed)) return uint64_t{0};
+    if (IsFiltered()) {
+      Add(stats_.refused_failed,
+          scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), false).size());
+      return uint64_t{0};
+    }
     if (!channel_->Ready()) return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
     if (staging_dirty_ && !ReleaseStaging())
       return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
@@ -80,6 +85,13 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
   auto result = evict();
   evict_mu_.Unlock();
   return result;
+}
+
+// Whether the program has put a seccomp filter on all its threads, the agent's too. Such a filter may kill
+// the process for any call that the agent makes, so it is asked for none any more.
+bool Client::IsFiltered() {
+  if (!filtered_) filtered_ = memory_.AgentFilters() != filters_;
+  return filtered_;
 }
 
 // Where thread descriptors and stacks are, and which threads are outside madvise(2) by now.

@@ -30,6 +30,7 @@ namespace uzswap::wire {
 inline constexpr uint32_t kMagic = 0x50415a55;  // "UZAP"
 inline constexpr uint16_t kVersion = 1;
 inline constexpr char kDefaultSocketPath[] = "/run/uzswap/uzswapd.sock";
+inline constexpr char kAgentThreadName[] = "uzswap-agent";
 inline constexpr uint32_t kMaxPacketBytes = 64 * 1024;
 // The smallest resident limit: below it a process has little but its code and stacks.
 inline constexpr uint64_t kMinLimitBytes = uint64_t{4} << 20;

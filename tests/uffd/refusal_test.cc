@@ -120,9 +120,11 @@ TEST_F(Refusals, PagesInAUserfaultfdOfTheProgramsOwnAreNotOurs) {
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
 }
 
-// 1.5: a filter of the program's own that forbids ioctl, also to the agent: nothing is evicted, nothing is
-// lost.
-TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
+// 1.5: a filter of the program's own that the agent's thread gets, too: nothing more is asked of the agent,
+// nothing is lost.
+class FilteredRefusals : public Refusals, public ::testing::WithParamInterface<uint32_t> {};
+
+TEST_P(FilteredRefusals, ProgramThatForbidsIoctlKeepsItsPages) {
   const uint64_t before = app().MapFilled(kPages);
   ASSERT_TRUE(EvictAll(a_, before, kPages));
   struct Filter {
@@ -132,7 +134,7 @@ TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
   const uint64_t there = app().scratch_address();
   const Filter filter{{{0x20, 0, 0, 0},  // load the number of the call
                        {0x15, 0, 1, SYS_ioctl},
-                       {0x06, 0, 0, SECCOMP_RET_ERRNO | EPERM},
+                       {0x06, 0, 0, GetParam()},
                        {0x06, 0, 0, SECCOMP_RET_ALLOW}},
                       {4, reinterpret_cast<sock_filter*>(there)}};
   memcpy(app().shared().scratch, &filter, sizeof(filter));
@@ -147,6 +149,10 @@ TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(before), kPages, 1}), 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(Actions, FilteredRefusals,
+                         ::testing::Values(SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_KILL_PROCESS,
+                                           SECCOMP_RET_TRAP));
 
 TEST(PoolFull, PageGoesHome) {
   class Bare : public UffdTest {

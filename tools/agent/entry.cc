@@ -51,7 +51,7 @@ void GiveUpPrivileges() {
   // A private, empty descriptor table (fact 19): the application can neither close nor inherit what is in it,
   // and its own numbers stay as they would be natively.
   if (!IsError(Sys(SYS_close_range, 0, ~0u, CLOSE_RANGE_UNSHARE))) {
-    Sys(SYS_prctl, PR_SET_NAME, "uzswap-agent");
+    Sys(SYS_prctl, PR_SET_NAME, wire::kAgentThreadName);
     state.own_tid = static_cast<int32_t>(Sys(SYS_gettid));
     if (Attach(state)) {
       GiveUpPrivileges();
