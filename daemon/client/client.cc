@@ -65,6 +65,7 @@ zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, Clie
   client->filters_ = client->memory_.AgentFilters();
   client->scanner_.Exclude(ranges.arena);
   client->scanner_.Exclude(ranges.staging);
+  client->scanner_.Exclude(ranges.notes);
   return client;
 }
 

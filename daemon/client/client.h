@@ -97,7 +97,7 @@ enum class ResolveOutcome {
 class Client {
  public:
   struct AgentRanges {
-    AddressRange arena, staging;
+    AddressRange arena, staging, notes;  // notes: empty if there are none
   };
 
   // A client with an agent. `memory` was opened for the peer.
@@ -231,6 +231,7 @@ class Client {
 
   // eviction.cc
   bool IsFiltered() ZP_REQUIRES(evict_mu_);
+  void ReadKept() ZP_REQUIRES(evict_mu_);
   void RefreshThreads() ZP_REQUIRES(evict_mu_);
   bool RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   // Whether some page of the range is the agent's.
@@ -279,6 +280,7 @@ class Client {
   VictimScanner scanner_ ZP_GUARDED_BY(evict_mu_);
   std::chrono::steady_clock::time_point threads_at_ ZP_GUARDED_BY(evict_mu_){};
   std::chrono::steady_clock::time_point growth_at_ ZP_GUARDED_BY(evict_mu_){};
+  uint64_t kept_changes_ ZP_GUARDED_BY(evict_mu_) = 0;   // of the notes, when they were last read
   bool staging_dirty_ ZP_GUARDED_BY(evict_mu_) = false;  // a MOVE was posted since staging was last emptied
   bool batch_posted_ ZP_GUARDED_BY(evict_mu_) = false;   // the ring's results belong to the batch in flight
   std::set<uint64_t> unshared_

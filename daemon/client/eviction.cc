@@ -1,10 +1,14 @@
 // From a cold page to a stored one. See daemon/DESIGN.md, "The life of an eviction".
+#include <pthread.h>
+
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <thread>
 
 #include "daemon/client/client.h"
 #include "daemon/sys/clock.h"
+#include "daemon/wire/notes.h"
 #include "libzpool/base/pause_point.h"
 
 namespace uzswap {
@@ -64,6 +68,7 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
     if (staging_dirty_ && !ReleaseStaging())
       return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
     RefreshThreads();
+    ReadKept();
     const std::vector<uint64_t> pages =
         scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), Over(kUrgentPermille));
     if (pages.empty()) return uint64_t{0};
@@ -92,6 +97,30 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
 bool Client::IsFiltered() {
   if (!filtered_) filtered_ = memory_.AgentFilters() != filters_;
   return filtered_;
+}
+
+// Which pages hold mutexes that the kernel writes itself, as the agent notes them.
+void Client::ReadKept() {
+  if (ranges_.notes.empty()) return;
+  const auto read = [&](size_t offset, void* to, size_t bytes) {
+    return memory_.Read(ranges_.notes.start + offset, to, bytes);
+  };
+  uint64_t changes = 0;
+  uint32_t used = 0;
+  if (!read(offsetof(wire::KeptMutexes, changes), &changes, sizeof(changes)) || changes == kept_changes_ ||
+      !read(offsetof(wire::KeptMutexes, used), &used, sizeof(used)))
+    return;
+  std::vector<uint64_t> mutexes(std::min(used, wire::kMaxKeptMutexes));
+  if (!read(offsetof(wire::KeptMutexes, mutex), mutexes.data(), mutexes.size() * sizeof(uint64_t))) return;
+  kept_changes_ = changes;
+  std::set<uint64_t> pages;
+  for (const uint64_t mutex : mutexes) {
+    // It may lie across two.
+    for (const uint64_t at : {mutex, mutex + sizeof(pthread_mutex_t) - 1}) {
+      if (mutex != 0) pages.insert(at & ~uint64_t{zp::kPageBytes - 1});
+    }
+  }
+  scanner_.SetKept(std::move(pages));
 }
 
 // Where thread descriptors and stacks are, and which threads are outside madvise(2) by now.
@@ -194,7 +223,7 @@ bool Client::IsOwn(const AddressRange& range) const {
   const auto overlaps = [&](const AddressRange& own) {
     return range.start < own.end && own.start < range.end;
   };
-  return overlaps(ranges_.arena) || overlaps(ranges_.staging);
+  return overlaps(ranges_.arena) || overlaps(ranges_.staging) || overlaps(ranges_.notes);
 }
 
 void Client::RegisterGrowth() {

@@ -66,9 +66,9 @@ struct Hello {
   uint64_t limit_bytes;  // resident limit; 0: none asked for
   uint64_t arena_start, arena_bytes;
   uint64_t staging_start, staging_bytes;
-  uint64_t ring_start_hint;  // unused, 0
-  char codec[16];            // "" (daemon's default), "lz4", "raw"; NUL-terminated
-  char pool[16];             // "" (daemon's default), "zsmalloc", "zbud"; NUL-terminated
+  uint64_t notes_start;  // of kNotesBytes (notes.h); 0: there are none
+  char codec[16];        // "" (daemon's default), "lz4", "raw"; NUL-terminated
+  char pool[16];         // "" (daemon's default), "zsmalloc", "zbud"; NUL-terminated
 };
 static_assert(sizeof(Hello) == 16 + 6 * 8 + 32);
 
