@@ -180,7 +180,10 @@ bool Client::RegisterFor(const std::vector<uint64_t>& pages) {
       mapping = MappingAround(*maps, page, round > 0 ? &before : nullptr);
       if (mapping.empty()) continue;
       if (round > 0 && MappingAround(before, page, &before) == mapping) continue;
-      if (ArrivedAt(mapping)) continue;
+      if (ArrivedAt(mapping)) {
+        accepted.Add(mapping.start, mapping.end);  // what arrived is ours already, and what grew with it
+        continue;
+      }
       asked = true;
       ever_registered_.store(true, std::memory_order_relaxed);
       if (uffd_.Register(mapping.start, mapping.end - mapping.start).ok())
