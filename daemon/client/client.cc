@@ -62,8 +62,10 @@ zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, Clie
   client->ranges_ = ranges;
   client->limit_bytes_ = limit_bytes;
   zp::MutexLock lock(client->evict_mu_);
+  client->filters_ = client->memory_.AgentFilters();
   client->scanner_.Exclude(ranges.arena);
   client->scanner_.Exclude(ranges.staging);
+  client->scanner_.Exclude(ranges.notes);
   return client;
 }
 
@@ -152,6 +154,7 @@ void Client::Dismiss() {
   if (channel_ == nullptr) return;
   zp::MutexLock evicting(evict_mu_);
   evicting_ = false;
+  if (IsFiltered()) return;  // it holds nothing that is needed
   (void)channel_->Await(kDismissPatience);
   (void)channel_->Post(wire::kOpExit, {}, 0);
 }

@@ -97,7 +97,7 @@ enum class ResolveOutcome {
 class Client {
  public:
   struct AgentRanges {
-    AddressRange arena, staging;
+    AddressRange arena, staging, notes;  // notes: empty if there are none
   };
 
   // A client with an agent. `memory` was opened for the peer.
@@ -235,13 +235,16 @@ class Client {
       ZP_REQUIRES(reader_mu_, meta_mu_);
 
   // eviction.cc
+  bool IsFiltered() ZP_REQUIRES(evict_mu_);
+  void ReadKept() ZP_REQUIRES(evict_mu_);
   void RefreshThreads() ZP_REQUIRES(evict_mu_);
-  void RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
+  bool RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   // Whether some page of the range is the agent's.
   bool IsOwn(const AddressRange& range) const;
   bool ArrivedAt(const AddressRange& range) ZP_EXCLUDES(meta_mu_);
   bool IsRegistered(uint64_t page) ZP_EXCLUDES(meta_mu_);
-  uint64_t BeginBatch(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
+  uint64_t BeginBatch(const std::vector<uint64_t>& pages, bool registered) ZP_REQUIRES(evict_mu_)
+      ZP_EXCLUDES(meta_mu_);
   void RunBatch(uint64_t count) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
   uint64_t FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_)
       ZP_EXCLUDES(meta_mu_);
@@ -277,9 +280,12 @@ class Client {
 
   zp::Mutex evict_mu_;
   bool evicting_ ZP_GUARDED_BY(evict_mu_) = true;
+  uint64_t filters_ ZP_GUARDED_BY(evict_mu_) = 0;   // on the agent's thread when it attached
+  bool filtered_ ZP_GUARDED_BY(evict_mu_) = false;  // it got more since
   VictimScanner scanner_ ZP_GUARDED_BY(evict_mu_);
   std::chrono::steady_clock::time_point threads_at_ ZP_GUARDED_BY(evict_mu_){};
   std::chrono::steady_clock::time_point growth_at_ ZP_GUARDED_BY(evict_mu_){};
+  uint64_t kept_changes_ ZP_GUARDED_BY(evict_mu_) = 0;   // of the notes, when they were last read
   bool staging_dirty_ ZP_GUARDED_BY(evict_mu_) = false;  // a MOVE was posted since staging was last emptied
   bool batch_posted_ ZP_GUARDED_BY(evict_mu_) = false;   // the ring's results belong to the batch in flight
   std::set<uint64_t> unshared_

@@ -1,10 +1,14 @@
 // From a cold page to a stored one. See daemon/DESIGN.md, "The life of an eviction".
+#include <pthread.h>
+
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <thread>
 
 #include "daemon/client/client.h"
 #include "daemon/sys/clock.h"
+#include "daemon/wire/notes.h"
 #include "libzpool/base/pause_point.h"
 
 namespace uzswap {
@@ -55,17 +59,23 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
   if (!evict_mu_.TryLock()) return zp::Error{zp::Errc::kBusy, 0, "another thread evicts from this client"};
   const auto evict = [&]() ZP_REQUIRES(evict_mu_) -> zp::Result<uint64_t> {
     if (!evicting_ || distrusted_.load(std::memory_order_relaxed)) return uint64_t{0};
+    if (IsFiltered()) {
+      Add(stats_.refused_failed,
+          scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), false).size());
+      return uint64_t{0};
+    }
     if (!channel_->Ready()) return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
     if (staging_dirty_ && !ReleaseStaging())
       return zp::Error{zp::Errc::kBusy, 0, "the agent does not answer"};
     RefreshThreads();
+    ReadKept();
     const std::vector<uint64_t> pages =
         scanner_.Next(memory_, heat_, std::min<uint64_t>(max_pages, wire::kRingSlots), Over(kUrgentPermille));
     if (pages.empty()) return uint64_t{0};
     ZP_PAUSE_POINT("evict.chosen");
-    RegisterFor(pages);
+    const bool registered = RegisterFor(pages);
     ZP_PAUSE_POINT("evict.registered");
-    const uint64_t count = BeginBatch(pages);
+    const uint64_t count = BeginBatch(pages, registered);
     if (count == 0) return uint64_t{0};
     ZP_PAUSE_POINT("evict.begun");
     RunBatch(count);
@@ -80,6 +90,37 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
   auto result = evict();
   evict_mu_.Unlock();
   return result;
+}
+
+// Whether the program has put a seccomp filter on all its threads, the agent's too. Such a filter may kill
+// the process for any call that the agent makes, so it is asked for none any more.
+bool Client::IsFiltered() {
+  if (!filtered_) filtered_ = memory_.AgentFilters() != filters_;
+  return filtered_;
+}
+
+// Which pages hold mutexes that the kernel writes itself, as the agent notes them.
+void Client::ReadKept() {
+  if (ranges_.notes.empty()) return;
+  const auto read = [&](size_t offset, void* to, size_t bytes) {
+    return memory_.Read(ranges_.notes.start + offset, to, bytes);
+  };
+  uint64_t changes = 0;
+  uint32_t used = 0;
+  if (!read(offsetof(wire::KeptMutexes, changes), &changes, sizeof(changes)) || changes == kept_changes_ ||
+      !read(offsetof(wire::KeptMutexes, used), &used, sizeof(used)))
+    return;
+  std::vector<uint64_t> mutexes(std::min(used, wire::kMaxKeptMutexes));
+  if (!read(offsetof(wire::KeptMutexes, mutex), mutexes.data(), mutexes.size() * sizeof(uint64_t))) return;
+  kept_changes_ = changes;
+  std::set<uint64_t> pages;
+  for (const uint64_t mutex : mutexes) {
+    // It may lie across two.
+    for (const uint64_t at : {mutex, mutex + sizeof(pthread_mutex_t) - 1}) {
+      if (mutex != 0) pages.insert(at & ~uint64_t{zp::kPageBytes - 1});
+    }
+  }
+  scanner_.SetKept(std::move(pages));
 }
 
 // Where thread descriptors and stacks are, and which threads are outside madvise(2) by now.
@@ -110,8 +151,9 @@ void Client::RefreshThreads() {
 // mapping that is not loses the page (4.1). The kernel registers what is mapped at that moment; a hole in the
 // range, mapped since, is not registered, and nobody tells. So the maps are read again afterwards, and each
 // mapping is asked. From then on it can only change by an event, and then `event_seq_` has moved, or MOVE
-// answers EAGAIN (H7).
-void Client::RegisterFor(const std::vector<uint64_t>& pages) {
+// answers EAGAIN (H7). Returns false where that was overtaken: what is not registered then may be so the next
+// time.
+bool Client::RegisterFor(const std::vector<uint64_t>& pages) {
   uint64_t seq = 0;
   std::vector<uint64_t> unknown;
   {
@@ -121,14 +163,15 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       if (!registered_.Contains(page)) unknown.push_back(page);
     }
   }
-  if (unknown.empty()) return;
+  if (unknown.empty()) return true;
   // Always whole mappings: registering a part would split one, and an mremap over both parts, which is one
   // mapping natively, would fail half done (Linux 6.17). A mapping that grew or merged between the look and
   // the call was split all the same: the next round sees the rest beside it and mends that.
   std::vector<MapEntry> before;
+  RangeSet accepted;  // what is in no userfaultfd of the program's own
   for (int round = 0;; ++round) {
     auto maps = memory_.ReadMaps();
-    if (!maps.ok()) return;
+    if (!maps.ok()) return false;
     ZP_PAUSE_POINT("register.maps_read");
     bool asked = false;
     AddressRange mapping;
@@ -137,15 +180,19 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
       mapping = MappingAround(*maps, page, round > 0 ? &before : nullptr);
       if (mapping.empty()) continue;
       if (round > 0 && MappingAround(before, page, &before) == mapping) continue;
-      if (ArrivedAt(mapping)) continue;
+      if (ArrivedAt(mapping)) {
+        accepted.Add(mapping.start, mapping.end);  // what arrived is ours already, and what grew with it
+        continue;
+      }
       asked = true;
       ever_registered_.store(true, std::memory_order_relaxed);
-      (void)uffd_.Register(mapping.start, mapping.end - mapping.start);
+      if (uffd_.Register(mapping.start, mapping.end - mapping.start).ok())
+        accepted.Add(mapping.start, mapping.end);
     }
     ZP_PAUSE_POINT("register.asked");
     before = std::move(*maps);
     if (!asked) break;  // so `before` was read after the last registration
-    if (round == kRegisterRounds) return;
+    if (round == kRegisterRounds) return false;
   }
   std::vector<AddressRange> proven;
   AddressRange mapping;
@@ -157,11 +204,12 @@ void Client::RegisterFor(const std::vector<uint64_t>& pages) {
     });
     if (entry == before.end()) continue;
     mapping = {entry->start, entry->end};
-    if (IsRegistered(page)) proven.push_back(mapping);
+    if (accepted.Contains(page) && IsRegistered(page)) proven.push_back(mapping);
   }
   zp::WriterLock lock(meta_mu_);
-  if (event_seq_ != seq) return;
+  if (event_seq_ != seq) return false;
   for (const AddressRange& range : proven) registered_.Add(range.start, range.end);
+  return true;
 }
 
 // Whether something was lately moved to where `range` is. If `range` is not it, its unmapping is still to be
@@ -178,7 +226,7 @@ bool Client::IsOwn(const AddressRange& range) const {
   const auto overlaps = [&](const AddressRange& own) {
     return range.start < own.end && own.start < range.end;
   };
-  return overlaps(ranges_.arena) || overlaps(ranges_.staging);
+  return overlaps(ranges_.arena) || overlaps(ranges_.staging) || overlaps(ranges_.notes);
 }
 
 void Client::RegisterGrowth() {
@@ -198,28 +246,35 @@ void Client::RegisterGrowth() {
         pages.push_back(entry.end - zp::kPageBytes);
       }
     }
-    RegisterFor(pages);
+    (void)RegisterFor(pages);
   }
   evict_mu_.Unlock();
 }
 
 // Asks with a ZEROPAGE for a page that is expected to be present: EEXIST if its mapping is registered, ENOENT
-// if not. Should it be missing, it is fresh memory, and zero is what a fault would have got.
+// if not. Should it be missing, it is fresh memory, and zero is what a fault would have got. The mapping may
+// be in a userfaultfd of the program's own since (17.2), where a MOVE would succeed all the same, and the
+// page be lost: registered once more, it refuses.
 bool Client::IsRegistered(uint64_t page) {
   zp::ReaderLock lock(meta_mu_);
   if (!index_.Get(PageIndex::FromAddress(page)).is_empty()) return false;
   const CopyOutcome outcome = uffd_.Zero(page, 1).outcome;
-  return outcome == CopyOutcome::kAlreadyPresent || outcome == CopyOutcome::kCopied;
+  if (outcome != CopyOutcome::kAlreadyPresent && outcome != CopyOutcome::kCopied) return false;
+  return uffd_.Register(page, zp::kPageBytes).ok();
 }
 
-uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages) {
+uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages, bool registered) {
   zp::WriterLock lock(meta_mu_);
   zp::MutexLock doom_lock(doomed_mu_);
   channel_->ResetResults();
   uint32_t count = 0;
   uint64_t doomed = 0;
   for (const uint64_t address : pages) {
-    if (!registered_.Contains(address)) continue;
+    if (!registered_.Contains(address)) {
+      // Refused to us: the program has a userfaultfd of its own there, or it is no memory of the plain kind.
+      Add(registered ? stats_.refused_not_ours : stats_.refused_stale);
+      continue;
+    }
     if (doomed_.Contains(address)) {
       ++doomed;
       continue;

@@ -107,7 +107,7 @@ std::vector<uint64_t> VictimScanner::Next(const ProcessMemory& memory, RegionHea
             for (const page_region& region : regions) {
               for (uint64_t page = region.start; page < region.end && pages.size() < max_pages;
                    page += 4096) {
-                pages.push_back(page);
+                if (!kept_.contains(page)) pages.push_back(page);
               }
             }
           }

@@ -8,7 +8,7 @@
 //
 // Never chosen: anything but "rw-p" anonymous memory; the agent's own ranges; the neighbourhood of each
 // thread's descriptor (H14: the kernel's exit path silently drops writes to a missing page there) and its
-// stack.
+// stack; pages with mutexes that the kernel writes (wire/notes.h).
 //
 // Cost: reading maps once per kRefreshEvery, a PAGEMAP_SCAN per batch (12 ns a present page).
 // Threads: one at a time (the client's eviction lock); RegionHeat from any thread.
@@ -61,6 +61,9 @@ class VictimScanner {
   // Threads of the process, by their descriptors; `main_tid` is the one whose stack is [stack].
   void SetThreads(const std::vector<wire::ThreadRecord>& threads, int main_tid);
 
+  // Pages that stay, by their addresses.
+  void SetKept(std::set<uint64_t> pages) { kept_ = std::move(pages); }
+
   // Looks at the mappings, so that they mature before the first victim is wanted. Next does it, too.
   void Refresh(const ProcessMemory& memory, bool urgent);
   // Up to `max_pages` addresses, ascending runs within one region after the other. Empty: nothing fit now.
@@ -69,6 +72,7 @@ class VictimScanner {
  private:
   std::vector<AddressRange> own_;
   std::vector<AddressRange> thread_windows_;
+  std::set<uint64_t> kept_;
   RangeSet previous_, mature_;
   std::chrono::steady_clock::time_point previous_at_{}, refreshed_at_{};
   uint64_t hand_ = 0;

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <thread>
 
+#include "daemon/wire/notes.h"
 #include "libzpool/base/pause_point.h"
 
 namespace uzswap {
@@ -113,7 +114,8 @@ Connection::Next Connection::OnHello(std::span<const std::byte> packet) {
   if (packet.size() != sizeof(hello_)) return Refuse("malformed Hello: its size is wrong");
   memcpy(&hello_, packet.data(), sizeof(hello_));
   if (!Sane(hello_.arena_start, hello_.arena_bytes) || !Sane(hello_.staging_start, hello_.staging_bytes) ||
-      hello_.staging_bytes != wire::kStagingBytes) {
+      hello_.staging_bytes != wire::kStagingBytes ||
+      (hello_.notes_start != 0 && !Sane(hello_.notes_start, wire::kNotesBytes))) {
     return Refuse("malformed Hello: the agent's ranges are not page-aligned user memory");
   }
   if (hello_.limit_bytes != 0 && hello_.limit_bytes < wire::kMinLimitBytes) {
@@ -209,8 +211,10 @@ Connection::Next Connection::OnProof(std::span<const std::byte> packet) {
   memcpy(&proof, packet.data(), sizeof(proof));
   if (proof.nonce != nonce_) return Refuse("the proof does not match: another process's userfaultfd?");
   channel_->SetSocket(socket_);
-  const Client::AgentRanges ranges{{hello_.arena_start, hello_.arena_start + hello_.arena_bytes},
-                                   {hello_.staging_start, hello_.staging_start + hello_.staging_bytes}};
+  const Client::AgentRanges ranges{
+      {hello_.arena_start, hello_.arena_start + hello_.arena_bytes},
+      {hello_.staging_start, hello_.staging_start + hello_.staging_bytes},
+      {hello_.notes_start, hello_.notes_start == 0 ? 0 : hello_.notes_start + wire::kNotesBytes}};
   auto client =
       Client::Create(services_, {peer_.pid, peer_.uid, ReadComm(peer_.pid)}, std::move(uffd_),
                      std::move(memory_), std::move(channel_), ranges, hello_.limit_bytes, store_as_);

@@ -27,7 +27,7 @@ struct ClientStats {
   Counter refused_busy{0};       // shared after a fork, or momentarily referenced
   Counter refused_pinned{0};     // still busy after it was un-shared: O_DIRECT, io_uring, …
   Counter refused_hole{0};       // nothing was there any more
-  Counter refused_not_ours{0};   // locked, protected or not plain memory
+  Counter refused_not_ours{0};   // locked, protected, not plain memory, or in a userfaultfd of its own
   Counter refused_stale{0};      // an event overtook the decision
   Counter refused_doomed{0};     // announced as dropped, not yet seen absent (H3)
   Counter refused_no_memory{0};  // the pool is full: the page went back

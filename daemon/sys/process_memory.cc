@@ -1,5 +1,6 @@
 #include "daemon/sys/process_memory.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,6 +12,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
+
+#include "daemon/wire/message.h"
 
 namespace uzswap {
 namespace {
@@ -98,6 +101,23 @@ void ForEachFlags(std::string_view smaps, F&& f) {
   });
 }
 
+// The status file of the thread named `comm`; invalid if there is none.
+zp::UniqueFd OpenTaskStatus(pid_t pid, const char* comm) {
+  char path[64];
+  (void)snprintf(path, sizeof(path), "/proc/%d/task", static_cast<int>(pid));
+  DIR* tasks = opendir(path);
+  zp::UniqueFd found;
+  while (tasks != nullptr && !found.valid()) {
+    const dirent* entry = readdir(tasks);
+    if (entry == nullptr) break;
+    if (*entry->d_name == '.' || ReadComm(atoi(entry->d_name)) != comm) continue;
+    const zp::UniqueFd task(openat(dirfd(tasks), entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    found.reset(openat(task.get(), "status", O_RDONLY | O_CLOEXEC));
+  }
+  if (tasks != nullptr) closedir(tasks);
+  return found;
+}
+
 }  // namespace
 
 zp::Result<ProcessMemory> ProcessMemory::Open(pid_t pid) {
@@ -107,6 +127,7 @@ zp::Result<ProcessMemory> ProcessMemory::Open(pid_t pid) {
   memory.pagemap_ = ZP_TRY(OpenProc(pid, "pagemap", "opening /proc/PID/pagemap"));
   memory.mem_ = ZP_TRY(OpenProc(pid, "mem", "opening /proc/PID/mem"));
   memory.statm_ = ZP_TRY(OpenProc(pid, "statm", "opening /proc/PID/statm"));
+  memory.agent_status_ = OpenTaskStatus(pid, wire::kAgentThreadName);
   std::vector<page_region> none;
   auto scan = memory.ScanPresent(0x10000, 0x11000, 1, &none);
   if (!scan.ok())
@@ -207,6 +228,16 @@ uint64_t ProcessMemory::ResidentBytes() const {
   text[got] = 0;
   const char* second = strchr(text, ' ');
   return second == nullptr ? 0 : strtoull(second, nullptr, 10) * 4096;
+}
+
+uint64_t ProcessMemory::AgentFilters() const {
+  constexpr char kKey[] = "\nSeccomp_filters:";
+  char text[4096];
+  const ssize_t got = agent_status_.valid() ? pread(agent_status_.get(), text, sizeof(text) - 1, 0) : -1;
+  if (got <= 0) return 0;
+  text[got] = 0;
+  const char* line = strstr(text, kKey);
+  return line == nullptr ? 0 : strtoull(line + sizeof(kKey) - 1, nullptr, 10);
 }
 
 std::string ReadComm(pid_t pid) {

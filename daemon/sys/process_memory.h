@@ -62,9 +62,12 @@ class ProcessMemory {
   bool Read(uint64_t address, void* out, size_t bytes) const;
   // Resident set of the pid, all kinds; 0 if it is gone.
   uint64_t ResidentBytes() const;
+  // Seccomp filters on the agent's thread, which was found by its name when this was opened. 0 if it is not
+  // known.
+  uint64_t AgentFilters() const;
 
  private:
-  zp::UniqueFd maps_, smaps_, pagemap_, mem_, statm_;
+  zp::UniqueFd maps_, smaps_, pagemap_, mem_, statm_, agent_status_;
 };
 
 // The name of the program, for people: printable ASCII, '?' for anything else; "" if it is gone.

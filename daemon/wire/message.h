@@ -30,6 +30,7 @@ namespace uzswap::wire {
 inline constexpr uint32_t kMagic = 0x50415a55;  // "UZAP"
 inline constexpr uint16_t kVersion = 1;
 inline constexpr char kDefaultSocketPath[] = "/run/uzswap/uzswapd.sock";
+inline constexpr char kAgentThreadName[] = "uzswap-agent";
 inline constexpr uint32_t kMaxPacketBytes = 64 * 1024;
 // The smallest resident limit: below it a process has little but its code and stacks.
 inline constexpr uint64_t kMinLimitBytes = uint64_t{4} << 20;
@@ -65,9 +66,9 @@ struct Hello {
   uint64_t limit_bytes;  // resident limit; 0: none asked for
   uint64_t arena_start, arena_bytes;
   uint64_t staging_start, staging_bytes;
-  uint64_t ring_start_hint;  // unused, 0
-  char codec[16];            // "" (daemon's default), "lz4", "raw"; NUL-terminated
-  char pool[16];             // "" (daemon's default), "zsmalloc", "zbud"; NUL-terminated
+  uint64_t notes_start;  // of kNotesBytes (notes.h); 0: there are none
+  char codec[16];        // "" (daemon's default), "lz4", "raw"; NUL-terminated
+  char pool[16];         // "" (daemon's default), "zsmalloc", "zbud"; NUL-terminated
 };
 static_assert(sizeof(Hello) == 16 + 6 * 8 + 32);
 

@@ -145,6 +145,18 @@ TEST_F(Scanning, OwnRangesAndUnfitMappingsAreNeverChosen) {
   EXPECT_EQ(CountIn(pages, plain, 16), 16u);
 }
 
+TEST_F(Scanning, KeptPagesStayUntilTheyAreKeptNoMore) {
+  const uint64_t at = Map(16);
+  VictimScanner scanner;
+  scanner.SetKept({at, at + 7 * kPage});
+  const auto pages = All(scanner);
+  EXPECT_EQ(CountIn(pages, at, 16), 14u);
+  EXPECT_EQ(CountIn(pages, at, 1) + CountIn(pages, at + 7 * kPage, 1), 0u);
+  scanner.SetKept({});
+  EXPECT_EQ(CountIn(All(scanner), at, 16), 16u);
+  munmap(reinterpret_cast<void*>(at), 16 * kPage);
+}
+
 TEST_F(Scanning, ThreadStacksAndDescriptorsAreNeverChosen) {
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> descriptor{0};

@@ -383,6 +383,7 @@ class Context:
         self.agent = os.environ.get("UZSWAP_AGENT", str(build / "tools/agent/libuzswap-agent.so"))
         self.grower = os.environ.get("UZSWAP_GROWER", str(build / "tests/e2e/grower"))
         self.churner = os.environ.get("UZSWAP_CHURNER", str(build / "tests/e2e/churner"))
+        self.corners = os.environ.get("UZSWAP_CORNERS", str(build / "tests/e2e/corners"))
         self.verifier = os.environ.get("UZSWAP_VERIFIER", str(build / "tests/stress/verifier"))
         self.case = ""
         self.figures = {}

@@ -1,4 +1,5 @@
 // Pages that must not go, and pages that cannot be kept: they stay, are counted, and are whole.
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
@@ -90,9 +91,40 @@ TEST_F(Refusals, HolesAreCounted) {
   EXPECT_EQ(app().Call(1, Op::kIsZero, {I(at), kPages}), 0);
 }
 
-// 1.5: a filter of the program's own that forbids ioctl, also to the agent: nothing is evicted, nothing is
-// lost.
-TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
+// 17.2: a range in a userfaultfd of the program's own refuses ours, but it would let a MOVE take its pages.
+TEST_F(Refusals, PagesInAUserfaultfdOfTheProgramsOwnAreNotOurs) {
+  const uint64_t at = app().MapFilled(kPages);
+  auto* scratch = app().shared().scratch;
+  const uint64_t there = app().scratch_address();
+  const int64_t fd = app().Syscall(1, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY});
+  if (fd < 0) GTEST_SKIP() << "no userfaultfd: " << strerror(static_cast<int>(-fd));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  memcpy(scratch, &api, sizeof(api));
+  ASSERT_EQ(app().Syscall(1, SYS_ioctl, {fd, I(UFFDIO_API), I(there)}), 0);
+  // A part: what is beside it goes as ever.
+  constexpr uint64_t kOwn = kPages / 2;
+  uffdio_register registration{};
+  registration.range = {at, kOwn * kPage};
+  registration.mode = UFFDIO_REGISTER_MODE_MISSING;
+  memcpy(scratch, &registration, sizeof(registration));
+  ASSERT_EQ(app().Syscall(1, SYS_ioctl, {fd, I(UFFDIO_REGISTER), I(there)}), 0);
+  ASSERT_TRUE(EvictAll(a_, at + kOwn * kPage, kPages - kOwn));
+  EXPECT_TRUE(EvictUntil(client(), [&] { return Read(stats().refused_not_ours) >= 2 * kOwn; }));
+  for (uint64_t i = 0; i < kOwn; ++i) EXPECT_TRUE(app().IsPresent(at + i * kPage));
+  Pump pump(world_, a_.client);
+  EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
+  // And ours again when the program has given it up.
+  ASSERT_EQ(app().Syscall(1, SYS_close, {fd}), 0);
+  ASSERT_TRUE(EvictAll(a_, at, kPages));
+  EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
+}
+
+// 1.5: a filter of the program's own that the agent's thread gets, too: nothing more is asked of the agent,
+// nothing is lost.
+class FilteredRefusals : public Refusals, public ::testing::WithParamInterface<uint32_t> {};
+
+TEST_P(FilteredRefusals, ProgramThatForbidsIoctlKeepsItsPages) {
   const uint64_t before = app().MapFilled(kPages);
   ASSERT_TRUE(EvictAll(a_, before, kPages));
   struct Filter {
@@ -102,7 +134,7 @@ TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
   const uint64_t there = app().scratch_address();
   const Filter filter{{{0x20, 0, 0, 0},  // load the number of the call
                        {0x15, 0, 1, SYS_ioctl},
-                       {0x06, 0, 0, SECCOMP_RET_ERRNO | EPERM},
+                       {0x06, 0, 0, GetParam()},
                        {0x06, 0, 0, SECCOMP_RET_ALLOW}},
                       {4, reinterpret_cast<sock_filter*>(there)}};
   memcpy(app().shared().scratch, &filter, sizeof(filter));
@@ -117,6 +149,10 @@ TEST_F(Refusals, ProgramThatForbidsIoctlKeepsItsPages) {
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(before), kPages, 1}), 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(Actions, FilteredRefusals,
+                         ::testing::Values(SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_KILL_PROCESS,
+                                           SECCOMP_RET_TRAP));
 
 TEST(PoolFull, PageGoesHome) {
   class Bare : public UffdTest {

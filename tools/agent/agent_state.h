@@ -32,12 +32,14 @@ struct AgentState {
 
   uint64_t arena_start, arena_bytes;
   uint64_t staging;  // 2 MiB aligned, wire::kStagingBytes
+  uint64_t notes;    // wire/notes.h; 0: there are none
   wire::Ring* ring;
   int socket;
   int uffd;
   int tasks;  // /proc/self/task, opened before the program can chroot away from it; -1: there is none
   int32_t own_tid;
   bool lost;  // the daemon went away in the middle of the handshake
+  bool staging_populated;  // by an mlockall(2) of the program: nothing fits in until it was emptied
 
   // Buffers too large for comfort on a 64 KiB stack.
   alignas(8) uint8_t packet[1024];

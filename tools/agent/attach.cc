@@ -5,6 +5,7 @@
 #include <sys/un.h>
 
 #include "daemon/sys/uapi.h"
+#include "daemon/wire/notes.h"
 #include "tools/agent/agent_state.h"
 #include "tools/agent/syscalls.h"
 
@@ -158,6 +159,7 @@ bool Handshake(AgentState& state) {
   hello.arena_bytes = state.arena_bytes;
   hello.staging_start = state.staging;
   hello.staging_bytes = wire::kStagingBytes;
+  hello.notes_start = state.notes;
   CopyText(hello.codec, state.codec, sizeof(hello.codec));
   CopyText(hello.pool, state.pool, sizeof(hello.pool));
   if (Send(state.socket, &hello, sizeof(hello), -1) != 0)
@@ -213,9 +215,10 @@ void CloseAll(AgentState& state) {
   if (state.socket >= 0) Sys(SYS_close, state.socket);
   if (state.ring != nullptr) Sys(SYS_munmap, state.ring, wire::kRingBytes);
   if (state.staging != 0) Sys(SYS_munmap, state.staging, wire::kStagingBytes + kBarrierBytes);
+  if (state.notes != 0) Sys(SYS_munmap, state.notes, wire::kNotesBytes);
   state.uffd = state.socket = -1;
   state.ring = nullptr;
-  state.staging = 0;
+  state.staging = state.notes = 0;
 }
 
 }  // namespace
@@ -223,6 +226,10 @@ void CloseAll(AgentState& state) {
 void EmptyStaging(AgentState& state) {
   uffdio_range range{state.staging, wire::kStagingBytes};
   Sys(SYS_ioctl, state.uffd, UFFDIO_UNREGISTER, &range);
+  if (state.staging_populated) {
+    Sys(SYS_munlock, state.staging, wire::kStagingBytes + kBarrierBytes);
+    state.staging_populated = false;
+  }
   Sys(SYS_madvise, state.staging, wire::kStagingBytes, MADV_DONTNEED);
   RegisterStaging(state);
 }

@@ -86,6 +86,10 @@ MoveOutcome MoveRun(AgentState& state, const uint64_t* page, uint32_t first, uin
           SetResult(ring, at++, wire::kNotOurs);
         }
         break;
+      case EEXIST:  // the program has locked all its memory, and staging with it (fact 5.13)
+        state.staging_populated = true;
+        SetResult(ring, at++, wire::kNotOurs);
+        break;
       case EFAULT:
         SetResult(ring, at++, wire::kNotOurs);
         break;

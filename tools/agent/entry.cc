@@ -1,4 +1,4 @@
-// The library's only entrances: its constructor, and madvise(2) for guard regions.
+// How the library begins: its constructor starts the agent's thread. Its other entrances are in interpose.cc.
 #include <errno.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
@@ -12,6 +12,7 @@
 
 #include "daemon/sys/uapi.h"
 #include "tools/agent/agent_state.h"
+#include "tools/agent/interpose.h"
 #include "tools/agent/syscalls.h"
 
 namespace uzswap::agent {
@@ -51,7 +52,7 @@ void GiveUpPrivileges() {
   // A private, empty descriptor table (fact 19): the application can neither close nor inherit what is in it,
   // and its own numbers stay as they would be natively.
   if (!IsError(Sys(SYS_close_range, 0, ~0u, CLOSE_RANGE_UNSHARE))) {
-    Sys(SYS_prctl, PR_SET_NAME, "uzswap-agent");
+    Sys(SYS_prctl, PR_SET_NAME, wire::kAgentThreadName);
     state.own_tid = static_cast<int32_t>(Sys(SYS_gettid));
     if (Attach(state)) {
       GiveUpPrivileges();
@@ -105,9 +106,14 @@ void WaitForAttach(AgentState& state) {
   }
 }
 
-// The barrier page and the process that it is mapped in: a forked child has the variables, but not the page.
-uint64_t barrier_page = 0;
-long barrier_pid = 0;
+// Without notes nothing is kept, which is no reason not to attach.
+uint64_t MapNotes() {
+  const long notes =
+      Sys(SYS_mmap, 0, wire::kNotesBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (IsError(notes)) return 0;
+  Sys(SYS_madvise, notes, wire::kNotesBytes, MADV_DONTDUMP);
+  return static_cast<uint64_t>(notes);
+}
 
 __attribute__((constructor)) void Start() {
   const int saved_errno = errno;
@@ -119,6 +125,7 @@ __attribute__((constructor)) void Start() {
     errno = saved_errno;
     return;
   }
+  state->notes = MapNotes();
   CopyText(state->socket_path, path, sizeof(state->socket_path));
   if (const char* limit = getenv("UZSWAP_LIMIT")) state->limit_bytes = strtoull(limit, nullptr, 10);
   if (const char* codec = getenv("UZSWAP_CODEC")) CopyText(state->codec, codec, sizeof(state->codec));
@@ -132,8 +139,9 @@ __attribute__((constructor)) void Start() {
     WaitForAttach(*state);
     const uint32_t attach = state->attach.load();
     if (attach == kAttached) {
-      barrier_pid = Sys(SYS_getpid);
-      barrier_page = state->staging + wire::kStagingBytes;
+      attachment.pid = Sys(SYS_getpid);
+      attachment.barrier_page = state->staging + wire::kStagingBytes;
+      attachment.kept = reinterpret_cast<wire::KeptMutexes*>(state->notes);
     }
     if (attach == kFailed) Complain(path, state->failure);
     if (attach == kAbandoned) Complain(path, "the daemon does not answer");
@@ -143,33 +151,3 @@ __attribute__((constructor)) void Start() {
 
 }  // namespace
 }  // namespace uzswap::agent
-
-// Two pieces of advice that a userfaultfd is not told of. Calls that bypass libc are not seen;
-// daemon/DESIGN.md says what that means. MADV_GUARD_INSTALL drops pages (hazard H10). MADV_DONTNEED right
-// behind it keeps the guard markers and does tell: the daemon forgets what it stored of the range.
-// MADV_WIPEONFORK and MADV_KEEPONFORK change what the daemon looks up when it applies a fork: it must have
-// applied the forks before this call first (hazards H11, H26). Two barriers, since the first may be read
-// together with the fork, and its reader lets us go on before it applies either; the second is read after
-// that.
-extern "C" __attribute__((visibility("default"))) int madvise(void* address, size_t length,
-                                                              int advice) noexcept {
-  using uzswap::agent::barrier_page;
-  using uzswap::agent::IsError;
-  using uzswap::agent::Sys;
-  if ((advice == MADV_KEEPONFORK || advice == MADV_WIPEONFORK) && barrier_page != 0 &&
-      Sys(SYS_getpid) == uzswap::agent::barrier_pid) {
-    for (int barrier = 0; barrier < 2; ++barrier)
-      Sys(SYS_madvise, barrier_page, uzswap::agent::kBarrierBytes, MADV_DONTNEED);
-  }
-  long ret = Sys(SYS_madvise, address, length, advice);
-  if (ret == 0 && advice == MADV_GUARD_INSTALL) {
-    Sys(SYS_madvise, address, length, MADV_DONTNEED);
-    // A COPY that was under way may have replaced a marker; the daemon has forgotten the range by now.
-    Sys(SYS_madvise, address, length, MADV_GUARD_INSTALL);
-  }
-  if (IsError(ret)) {
-    errno = static_cast<int>(-ret);
-    return -1;
-  }
-  return static_cast<int>(ret);
-}
