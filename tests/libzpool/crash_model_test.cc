@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -176,6 +177,7 @@ class Lineage {
     if (plan.point != nullptr) std::strncpy(shadow_->point.data(), plan.point, shadow_->point.size() - 1);
     shadow_->countdown = plan.countdown;
     shadow_->patience = plan.threads > 1 ? random_() % 40 : 0;
+    std::fflush(nullptr);  // what is buffered is said once
     const pid_t pid = ::fork();
     ASSERT_GE(pid, 0);
     if (pid == 0) {
