@@ -38,7 +38,7 @@ struct AgentState {
   int uffd;
   int tasks;  // /proc/self/task, opened before the program can chroot away from it; -1: there is none
   int32_t own_tid;
-  bool lost;  // the daemon went away in the middle of the handshake
+  bool lost;               // the daemon went away in the middle of the handshake
   bool staging_populated;  // by an mlockall(2) of the program: nothing fits in until it was emptied
 
   // Buffers too large for comfort on a 64 KiB stack.
