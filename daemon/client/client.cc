@@ -52,6 +52,9 @@ zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, Clie
   record->arena_bytes = ranges.arena.end - ranges.arena.start;
   record->staging_start = ranges.staging.start;
   record->staging_bytes = ranges.staging.end - ranges.staging.start;
+  record->notes_start = ranges.notes.start;
+  record->notes_bytes = ranges.notes.end - ranges.notes.start;
+  record->agent_filters = memory.AgentFilters();
   record->limit_bytes = limit_bytes;
   NoteStoreAs(record, store_as);
   auto client = std::shared_ptr<Client>(
@@ -62,7 +65,6 @@ zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, Clie
   client->ranges_ = ranges;
   client->limit_bytes_ = limit_bytes;
   zp::MutexLock lock(client->evict_mu_);
-  client->filters_ = client->memory_.AgentFilters();
   client->scanner_.Exclude(ranges.arena);
   client->scanner_.Exclude(ranges.staging);
   client->scanner_.Exclude(ranges.notes);

@@ -280,8 +280,8 @@ class Client {
 
   zp::Mutex evict_mu_;
   bool evicting_ ZP_GUARDED_BY(evict_mu_) = true;
-  uint64_t filters_ ZP_GUARDED_BY(evict_mu_) = 0;   // on the agent's thread when it attached
-  bool filtered_ ZP_GUARDED_BY(evict_mu_) = false;  // it got more since
+  bool filtered_ ZP_GUARDED_BY(evict_mu_) =
+      false;  // the agent's thread has another number of filters than at attach
   VictimScanner scanner_ ZP_GUARDED_BY(evict_mu_);
   std::chrono::steady_clock::time_point threads_at_ ZP_GUARDED_BY(evict_mu_){};
   std::chrono::steady_clock::time_point growth_at_ ZP_GUARDED_BY(evict_mu_){};

@@ -95,7 +95,7 @@ zp::Result<uint64_t> Client::Evict(uint64_t max_pages, FaultScratch& scratch) {
 // Whether the program has put a seccomp filter on all its threads, the agent's too. Such a filter may kill
 // the process for any call that the agent makes, so it is asked for none any more.
 bool Client::IsFiltered() {
-  if (!filtered_) filtered_ = memory_.AgentFilters() != filters_;
+  if (!filtered_) filtered_ = memory_.AgentFilters() != record_->agent_filters;
   return filtered_;
 }
 

@@ -64,10 +64,12 @@ zp::Result<std::shared_ptr<Client>> Client::Recover(ClientServices services, Cli
   client->memory_ = std::move(memory);
   client->has_memory_ = true;
   client->ranges_ = {{record->arena_start, record->arena_start + record->arena_bytes},
-                     {record->staging_start, record->staging_start + record->staging_bytes}};
+                     {record->staging_start, record->staging_start + record->staging_bytes},
+                     {record->notes_start, record->notes_start + record->notes_bytes}};
   zp::MutexLock lock(client->evict_mu_);
   client->scanner_.Exclude(client->ranges_.arena);
   client->scanner_.Exclude(client->ranges_.staging);
+  client->scanner_.Exclude(client->ranges_.notes);
   client->staging_dirty_ = true;
   return client;
 }

@@ -35,7 +35,8 @@ bool MakesSense(const ClientRecord& record, uint32_t id) {
       record.comm[sizeof(record.comm) - 1] != 0)
     return false;
   if (!IsRange(record.arena_start, record.arena_bytes) ||
-      !IsRange(record.staging_start, record.staging_bytes))
+      !IsRange(record.staging_start, record.staging_bytes) ||
+      !IsRange(record.notes_start, record.notes_bytes))
     return false;
   return record.ring_fd < 0 || record.staging_bytes == wire::kStagingBytes;
 }

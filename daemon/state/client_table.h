@@ -32,7 +32,7 @@
 namespace uzswap {
 
 inline constexpr uint64_t kClientTableMagic = 0x31544c43'50535a55;  // "UZSPCLT1"
-inline constexpr uint32_t kClientTableVersion = 2;
+inline constexpr uint32_t kClientTableVersion = 3;
 inline constexpr uint32_t kMaxClients = 65536;  // of the 2^19 that an owner word can name
 inline constexpr uint32_t kMessagesPerRead = 8;
 
@@ -87,6 +87,8 @@ struct ClientRecord {
   int32_t memory_fds[ProcessMemory::kFiles];
   uint64_t arena_start, arena_bytes;
   uint64_t staging_start, staging_bytes;
+  uint64_t notes_start, notes_bytes;
+  uint64_t agent_filters;  // seccomp filters that the agent's thread had when it attached
   uint64_t limit_bytes;
   uint64_t event_seq;   // events applied
   uint32_t index_root;  // root node of the client's OffsetIndex
@@ -95,7 +97,7 @@ struct ClientRecord {
   uint32_t message_steps;
   uffd_msg messages[kMessagesPerRead];  // taken from the kernel; the first whose `event` is 0 ends them
   Arrival arrivals[kArrivals];
-  uint8_t reserved[2680];
+  uint8_t reserved[2656];
 };
 static_assert(sizeof(uffd_msg) == 32);
 static_assert(sizeof(ClientRecord) == 8192);

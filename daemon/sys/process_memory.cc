@@ -137,10 +137,11 @@ zp::Result<ProcessMemory> ProcessMemory::Open(pid_t pid) {
 
 zp::Result<ProcessMemory> ProcessMemory::Adopt(std::array<zp::UniqueFd, kFiles> files) {
   ProcessMemory memory;
-  zp::UniqueFd* const members[kFiles] = {&memory.maps_, &memory.smaps_, &memory.pagemap_, &memory.mem_,
-                                         &memory.statm_};
+  zp::UniqueFd* const members[kFiles] = {&memory.maps_, &memory.smaps_, &memory.pagemap_,
+                                         &memory.mem_,  &memory.statm_, &memory.agent_status_};
   for (size_t i = 0; i < kFiles; ++i) {
-    if (!files[i].valid()) return zp::Error{zp::Errc::kInvalid, 0, "the files of a process's memory"};
+    if (!files[i].valid() && members[i] != &memory.agent_status_)
+      return zp::Error{zp::Errc::kInvalid, 0, "the files of a process's memory"};
     *members[i] = std::move(files[i]);
   }
   return memory;

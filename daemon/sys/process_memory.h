@@ -37,11 +37,11 @@ class ProcessMemory {
   // Needs ptrace access to `pid` (CAP_SYS_PTRACE). kPermission, kGone, kUnsupported (no PAGEMAP_SCAN).
   static zp::Result<ProcessMemory> Open(pid_t pid);
   // Its files, for a successor that gets them by number: the descriptors stay this object's.
-  static constexpr size_t kFiles = 5;
+  static constexpr size_t kFiles = 6;
   std::array<int, kFiles> descriptors() const {
-    return {maps_.get(), smaps_.get(), pagemap_.get(), mem_.get(), statm_.get()};
+    return {maps_.get(), smaps_.get(), pagemap_.get(), mem_.get(), statm_.get(), agent_status_.get()};
   }
-  // kInvalid: one of them is not open.
+  // kInvalid: one of them is not open, but for the agent's status, which need not be known.
   static zp::Result<ProcessMemory> Adopt(std::array<zp::UniqueFd, kFiles> files);
 
   zp::Result<std::vector<MapEntry>> ReadMaps() const;

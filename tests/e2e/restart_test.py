@@ -205,10 +205,11 @@ def upgraded(context):
     check(last != after and os.readlink(f"/proc/{last}/exe") == str(other), f"{last} runs {os.readlink(f'/proc/{last}/exe')}")
     # A table of a layout from the future is refused, before and after.
     with os.fdopen(os.open(table_of(last), os.O_RDWR), "r+b", buffering=0) as table:
+        layout = os.pread(table.fileno(), 4, 8)
         os.pwrite(table.fileno(), struct.pack("<I", 99), 8)
         status, words = upgrade(context.uzswapd)
         check(status == 1 and "layout" in words, f"{status} {words!r}")
-        os.pwrite(table.fileno(), struct.pack("<I", 2), 8)
+        os.pwrite(table.fileno(), layout, 8)
     finish(context, daemon, [program], 2)
 
 

@@ -215,10 +215,9 @@ void CloseAll(AgentState& state) {
   if (state.socket >= 0) Sys(SYS_close, state.socket);
   if (state.ring != nullptr) Sys(SYS_munmap, state.ring, wire::kRingBytes);
   if (state.staging != 0) Sys(SYS_munmap, state.staging, wire::kStagingBytes + kBarrierBytes);
-  if (state.notes != 0) Sys(SYS_munmap, state.notes, wire::kNotesBytes);
   state.uffd = state.socket = -1;
   state.ring = nullptr;
-  state.staging = state.notes = 0;
+  state.staging = 0;
 }
 
 }  // namespace

@@ -143,6 +143,7 @@ __attribute__((constructor)) void Start() {
       attachment.barrier_page = state->staging + wire::kStagingBytes;
       attachment.kept = reinterpret_cast<wire::KeptMutexes*>(state->notes);
     }
+    if (attach == kFailed && state->notes != 0) Sys(SYS_munmap, state->notes, wire::kNotesBytes);
     if (attach == kFailed) Complain(path, state->failure);
     if (attach == kAbandoned) Complain(path, "the daemon does not answer");
   }
