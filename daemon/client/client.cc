@@ -158,7 +158,7 @@ void Client::Dismiss() {
   evicting_ = false;
   if (IsFiltered()) return;  // it holds nothing that is needed
   (void)channel_->Await(kDismissPatience);
-  (void)channel_->Post(wire::kOpExit, {}, 0);
+  (void)Post(wire::kOpExit, {}, 0);
 }
 
 uint64_t Client::SampleResident() {

@@ -237,7 +237,9 @@ class Client {
   // eviction.cc
   bool IsFiltered() ZP_REQUIRES(evict_mu_);
   void ReadKept() ZP_REQUIRES(evict_mu_);
-  void RefreshThreads() ZP_REQUIRES(evict_mu_);
+  zp::Status Post(wire::Opcode opcode, std::span<const uint64_t> pages, uint64_t seq) ZP_REQUIRES(evict_mu_)
+      ZP_EXCLUDES(reader_mu_, meta_mu_);
+  void RefreshThreads() ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
   bool RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   // Whether some page of the range is the agent's.
   bool IsOwn(const AddressRange& range) const;
@@ -257,8 +259,8 @@ class Client {
   zp::Owner OwnerOf(zp::PageIndex page) const { return {record_->id, page, record_->domain}; }
   void PutHome(uint32_t n, FaultScratch& scratch) ZP_EXCLUDES(meta_mu_);
   bool ReplaceStaging(uint32_t n, zp::Slot with) ZP_EXCLUDES(meta_mu_);
-  void Unshare(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_);
-  bool ReleaseStaging() ZP_REQUIRES(evict_mu_);
+  void Unshare(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
+  bool ReleaseStaging() ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
 
   ClientServices services_;
   const ClientIdentity identity_;

@@ -123,6 +123,14 @@ void Client::ReadKept() {
   scanner_.SetKept(std::move(pages));
 }
 
+// A reader that waits for the gate in vain overrules the agent: that is of the command that it saw, and must
+// not come to be of the next one, whose MOVE would then run without the gate. So nothing of a new command is
+// written while somebody reads.
+zp::Status Client::Post(wire::Opcode opcode, std::span<const uint64_t> pages, uint64_t seq) {
+  zp::MutexLock posting(reader_mu_);
+  return channel_->Post(opcode, pages, seq);
+}
+
 // Where thread descriptors and stacks are, and which threads are outside madvise(2) by now.
 void Client::RefreshThreads() {
   const auto now = std::chrono::steady_clock::now();
@@ -132,7 +140,7 @@ void Client::RefreshThreads() {
     zp::MutexLock lock(doomed_mu_);
     clearance_.Mark();
   }
-  if (!channel_->Post(wire::kOpThreads, {}, 0).ok()) return;
+  if (!Post(wire::kOpThreads, {}, 0).ok()) return;
   if (channel_->Await(kAgentRunTime) != AgentChannel::AwaitOutcome::kDone) return;
   ZP_PAUSE_POINT("threads.listed");
   const auto listed = channel_->Threads();
@@ -264,6 +272,7 @@ bool Client::IsRegistered(uint64_t page) {
 }
 
 uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages, bool registered) {
+  zp::MutexLock posting(reader_mu_);  // see Post
   zp::WriterLock lock(meta_mu_);
   zp::MutexLock doom_lock(doomed_mu_);
   channel_->ResetResults();
@@ -298,7 +307,7 @@ void Client::RunBatch(uint64_t count) {
     pages = batch_page_;
     seq = batch_seq_;
   }
-  batch_posted_ = channel_->Post(wire::kOpMove, std::span(pages).first(count), seq).ok();
+  batch_posted_ = Post(wire::kOpMove, std::span(pages).first(count), seq).ok();
   if (!batch_posted_) return;
   ZP_PAUSE_POINT("evict.posted");
   staging_dirty_ = true;
@@ -440,7 +449,7 @@ void Client::PutHome(uint32_t n, FaultScratch& scratch) {
 // After a fork a page stays shared until it is written (6.2): written by populate, by the agent, outside the
 // gate.
 void Client::Unshare(const std::vector<uint64_t>& pages) {
-  if (!channel_->Post(wire::kOpPopulate, pages, 0).ok()) return;
+  if (!Post(wire::kOpPopulate, pages, 0).ok()) return;
   (void)channel_->Await(kAgentRunTime);
   if (unshared_.size() > kUnsharedRemembered) unshared_.clear();
   unshared_.insert(pages.begin(), pages.end());
@@ -448,7 +457,7 @@ void Client::Unshare(const std::vector<uint64_t>& pages) {
 
 bool Client::ReleaseStaging() {
   if (!staging_dirty_) return true;
-  if (!channel_->Post(wire::kOpRelease, {}, 0).ok()) return false;
+  if (!Post(wire::kOpRelease, {}, 0).ok()) return false;
   if (channel_->Await(kAgentPatience) == AgentChannel::AwaitOutcome::kDone) {
     staging_dirty_ = false;
     return true;
