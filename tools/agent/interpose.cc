@@ -13,7 +13,7 @@
 
 namespace uzswap::agent {
 
-Attachment attachment;
+constinit Attachment attachment{};
 
 namespace {
 
@@ -92,9 +92,10 @@ using uzswap::agent::Sys;
 extern "C" {
 
 // libc's own, under its other name.
-int __pthread_mutex_init(pthread_mutex_t*,
-                         const pthread_mutexattr_t*) noexcept;  // NOLINT(bugprone-reserved-identifier)
-int __pthread_mutex_destroy(pthread_mutex_t*) noexcept;         // NOLINT(bugprone-reserved-identifier)
+// NOLINTNEXTLINE(bugprone-reserved-identifier)
+int __pthread_mutex_init(pthread_mutex_t*, const pthread_mutexattr_t*) noexcept;
+// NOLINTNEXTLINE(bugprone-reserved-identifier)
+int __pthread_mutex_destroy(pthread_mutex_t*) noexcept;
 
 __attribute__((visibility("default"))) int madvise(void* address, size_t length, int advice) noexcept {
   if (uzswap::agent::IsForkAdvice(advice)) {

@@ -15,6 +15,6 @@ struct Attachment {
   long pid;               // the process that has the barrier page and an agent
   wire::KeptMutexes* kept;
 };
-extern Attachment attachment;
+extern Attachment attachment;  // NOLINT(bugprone-dynamic-static-initializers): constinit where it is defined
 
 }  // namespace uzswap::agent

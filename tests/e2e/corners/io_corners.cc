@@ -80,7 +80,7 @@ void SystemCalls() {
   // Paths, structures, random bytes.
   const Memory small = Map(8);
   memset(small.at, 0x55, small.bytes());
-  strcpy(reinterpret_cast<char*>(small.at), "corner.file");
+  (void)snprintf(reinterpret_cast<char*>(small.at), kPage, "corner.file");
   auto* status = reinterpret_cast<struct stat*>(small.page(1));
   small.Evict();
   Say("stat: %s", Outcome(stat(reinterpret_cast<char*>(small.at), status)).c_str());
@@ -277,12 +277,13 @@ void SeenFromOutside() {
     return Ask("%s %d %lu %zu", how, getpid(), reinterpret_cast<uintptr_t>(memory.page(page)), size_t{16});
   };
   uint64_t words[2] = {PatternWord(1, 0, 0), PatternWord(1, 0, 1)};
-  char expected[64];
+  char expected[64] = {};
   const auto expect_page = [&](uint64_t page) {
     words[0] = PatternWord(1, page, 0);
     words[1] = PatternWord(1, page, 1);
-    for (size_t i = 0; i < sizeof(words); ++i)
-      (void)snprintf(expected + 2 * i, 3, "%02x", reinterpret_cast<unsigned char*>(words)[i]);
+    unsigned char bytes[sizeof(words)] = {};
+    memcpy(bytes, words, sizeof(words));
+    for (size_t i = 0; i < sizeof(words); ++i) (void)snprintf(expected + 2 * i, 3, "%02x", bytes[i]);
     return std::string(expected);
   };
   Say("process_vm_readv: %s",

@@ -167,9 +167,9 @@ void Spawn() {
   auto* text = reinterpret_cast<char*>(memory.page(3));
   (void)snprintf(text, kPage, "test \"$CORNER\" = corner && test \"$0\" = name && printf spawned >&%d", 5);
   auto* name = reinterpret_cast<char*>(memory.page(7));
-  strcpy(name, "name");
+  (void)snprintf(name, kPage, "name");
   auto* variable = reinterpret_cast<char*>(memory.page(11));
-  strcpy(variable, "CORNER=corner");
+  (void)snprintf(variable, kPage, "CORNER=corner");
   auto** arguments = reinterpret_cast<char**>(memory.page(15));
   auto** environment = reinterpret_cast<char**>(memory.page(19));
   char sh[] = "sh", dash_c[] = "-c";
@@ -215,7 +215,7 @@ void Exec() {
   const char* words[] = {"corners", "_after_exec", socket.c_str(), IsNative() ? "native" : "uzswap"};
   for (size_t i = 0; i < 4; ++i) {
     old[i] = reinterpret_cast<char*>(memory.page(4 * i + 4));
-    strcpy(old[i], words[i]);
+    (void)snprintf(old[i], kPage, "%s", words[i]);
   }
   old[4] = nullptr;
   (void)setenv("CORNERS_CLIENT", std::to_string(IsNative() ? 0 : Stat("id")).c_str(), 1);
