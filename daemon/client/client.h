@@ -130,7 +130,7 @@ class Client {
   zp::OffsetIndex::Counts stored_counts() const { return index_.counts(); }
   uint64_t limit_bytes() const { return limit_bytes_.load(std::memory_order_relaxed); }
   void SetLimit(uint64_t bytes);
-  // The agent was told that it is attached: from now on a successor goes on with the client.
+  // The agent is about to be told that it is attached: from now on a successor goes on with the client.
   void Publish() { ClientTable::Publish(record_); }
   // Finishes what the daemon before was at, and wakes everybody who waits: what it had taken is asked for
   // again. Before anything else is done with a recovered client; every other client of the state was

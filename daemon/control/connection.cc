@@ -220,13 +220,15 @@ Connection::Next Connection::OnProof(std::span<const std::byte> packet) {
                      std::move(memory_), std::move(channel_), ranges, hello_.limit_bytes, store_as_);
   if (!client.ok()) return Refuse(Explain(client.error()));
   client_ = std::move(*client);
+  // Before the agent is told: one that was, and of whom no successor knows, would have a program wait at its
+  // barrier for ever. One that is not told gives up, with nothing taken from it.
+  client_->Publish();
+  ZP_PAUSE_POINT("attach.published");
   wire::Welcome welcome{};
   welcome.header = MakeHeader(wire::MessageType::kWelcome, sizeof(welcome));
   welcome.client_id = client_->id();
   if (!SendPacket(socket_->get(), AsBytes(welcome)).ok()) return Next::kClose;
   ZP_PAUSE_POINT("attach.welcomed");
-  client_->Publish();
-  ZP_PAUSE_POINT("attach.published");
   state_ = State::kAttached;
   return Next::kAttached;
 }
