@@ -246,7 +246,7 @@ class Client {
   bool ArrivedAt(const AddressRange& range) ZP_EXCLUDES(meta_mu_);
   bool IsRegistered(uint64_t page) ZP_EXCLUDES(meta_mu_);
   uint64_t BeginBatch(const std::vector<uint64_t>& pages, bool registered) ZP_REQUIRES(evict_mu_)
-      ZP_EXCLUDES(meta_mu_);
+      ZP_EXCLUDES(reader_mu_, meta_mu_);
   void RunBatch(uint64_t count) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(reader_mu_, meta_mu_);
   uint64_t FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_)
       ZP_EXCLUDES(meta_mu_);
