@@ -29,7 +29,8 @@ Client::Client(ClientServices services, ClientIdentity identity, Userfaultfd uff
       record_(record),
       store_as_(store_as),
       stats_(services_.table.stats(record)),
-      index_(std::move(index)) {}
+      index_(std::move(index)),
+      registered_(services_.table, record) {}
 
 zp::Result<std::shared_ptr<Client>> Client::Create(ClientServices services, ClientIdentity identity,
                                                    Userfaultfd uffd, ProcessMemory memory,
@@ -77,6 +78,7 @@ Client::~Client() {
   std::vector<Slot> dropped;
   index_.DropRange(PageIndex(0), PageIndex(zp::kPageIndexLimit), &dropped);
   for (const Slot slot : dropped) services_.store.Release(slot);
+  { const zp::OffsetIndex last(std::move(index_)); }  // its root is in the record
   services_.table.Free(record_);
 }
 
@@ -135,14 +137,14 @@ Client::RestoreResult Client::Restore(bool stop_evicting, FaultScratch& scratch)
     const auto maps =
         has_memory_ ? memory_.ReadMaps() : zp::Result<std::vector<MapEntry>>(std::vector<MapEntry>());
     zp::WriterLock lock(meta_mu_);
-    for (const AddressRange& range : registered_.All())
+    for (const AddressRange& range : registered_.set().All())
       uffd_.Unregister(range.start, range.end - range.start);
     if (maps.ok()) {
       for (const MapEntry& entry : *maps) {
         if (entry.private_anonymous) uffd_.Unregister(entry.start, entry.end - entry.start);
       }
     }
-    registered_.clear();
+    registered_.Clear();
   }
   return result;
 }

@@ -39,6 +39,7 @@
 #include "daemon/state/client_stats.h"
 #include "daemon/state/client_table.h"
 #include "daemon/state/range_set.h"
+#include "daemon/state/recorded_ranges.h"
 #include "daemon/sys/process_memory.h"
 #include "daemon/sys/userfaultfd.h"
 #include "libzpool/base/mutex.h"
@@ -200,9 +201,10 @@ class Client {
   // Whether the resident set is more than `permille` thousandths over the limit, as far as is known.
   bool Over(uint64_t permille) const;
   void Grew(uint64_t pages);
-  // A COPY succeeded. (Not written where it is known: all fault workers come by here.)
-  void SettleFound() {
-    if (!found_holds_.load(std::memory_order_relaxed)) found_holds_.store(true, std::memory_order_release);
+  // The kernel did what was asked for, which it does not while a change is unannounced (4.2). (Not written
+  // where it is known: all fault workers come by here.)
+  void SeeQuiet() {
+    if (!was_quiet_.load(std::memory_order_relaxed)) was_quiet_.store(true, std::memory_order_relaxed);
   }
   void Undoom(uint64_t start, uint64_t end) ZP_EXCLUDES(doomed_mu_);
   void Forget(zp::Slot stored);
@@ -215,9 +217,14 @@ class Client {
       ZP_REQUIRES(reader_mu_, meta_mu_);
   void ApplyUnmap(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped)
       ZP_REQUIRES(reader_mu_, meta_mu_);
-  std::vector<AddressRange> RegisteredWithin(uint64_t start, uint64_t end) const ZP_REQUIRES(meta_mu_);
-  // Notes where mremap moved something: an UNMAP of such a place may be an older mapping's (H25).
-  void NoteArrival(uint64_t start, uint64_t end) ZP_REQUIRES(meta_mu_);
+  // What of [start, end) an UNMAP does not mean, since it arrived after what was unmapped (H25).
+  RangeSet ArrivedSince(uint64_t start, uint64_t end) ZP_REQUIRES(meta_mu_);
+  // The list of arrivals that counts; empty ones among them.
+  std::span<const Arrival> Arrivals() const ZP_REQUIRES_SHARED(meta_mu_);
+  // Makes `arrivals` that list, and `steps` the progress, at once.
+  void StoreArrivals(std::span<const Arrival> arrivals, uint32_t steps) ZP_REQUIRES(meta_mu_);
+  void SetSteps(uint32_t steps) ZP_REQUIRES(meta_mu_);
+  void ForgetArrivals() ZP_REQUIRES(meta_mu_);
   void ApplyFork(int child_fd) ZP_REQUIRES(reader_mu_, meta_mu_);
   void Drop(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped) ZP_REQUIRES(meta_mu_);
   // Stores or reinstates every page of the batch in flight, so that no slot is busy.
@@ -300,12 +307,10 @@ class Client {
 
   mutable zp::SharedMutex meta_mu_ ZP_ACQUIRED_AFTER(reader_mu_);
   zp::OffsetIndex index_;  // Get and CompareExchange: shared; the rest: exclusive
-  RangeSet registered_ ZP_GUARDED_BY(meta_mu_);
-  // Of a recovered client: what was registered when it went on, by its mappings; not good enough to take
-  // pages from. Counts for what arrives there once every change that was under way then has been announced
-  // and applied, which a COPY that succeeds shows (4.2).
-  RangeSet found_registered_ ZP_GUARDED_BY(meta_mu_);
-  std::atomic<bool> found_holds_{false};
+  RecordedRanges registered_ ZP_GUARDED_BY(meta_mu_);
+  // Every change that was made before some moment since the arrivals were last forgotten was announced and
+  // applied by then. Set with meta_mu_ shared, reset with it exclusive.
+  std::atomic<bool> was_quiet_{false};
   uint64_t event_seq_ ZP_GUARDED_BY(meta_mu_) = 0;
   // Batch in flight: where the page of slot n is now (mremap moves it). Read shared, written exclusive.
   std::array<uint64_t, wire::kRingSlots> batch_page_ ZP_GUARDED_BY(meta_mu_){};

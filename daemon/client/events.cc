@@ -1,7 +1,9 @@
 // What the application does to its memory, as the kernel tells it. See daemon/DESIGN.md, "The life of an
 // event".
+#include <algorithm>
 #include <cstring>
 #include <thread>
+#include <tuple>
 
 #include "daemon/client/client.h"
 #include "daemon/sys/clock.h"
@@ -45,7 +47,8 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
     // old ones are gone before the count of steps speaks of the new ones.
     for (uffd_msg& message : record_->messages) message.event = 0;
     CompilerBarrier();
-    record_->message_steps = 0;
+    if (was_quiet_.exchange(false, std::memory_order_relaxed) || uffd_.Quiet()) ForgetArrivals();
+    SetSteps(0);
     CompilerBarrier();
     const auto read = uffd_.Read(std::span(record_->messages));
     const size_t count = read.ok() ? *read : 0;
@@ -58,14 +61,13 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
         faults->push_back({message.arg.pagefault.address & ~uint64_t{zp::kPageBytes - 1},
                            static_cast<int>(message.arg.pagefault.feat.ptid),
                            (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0, now});
-        record_->message_steps += 2;
+        SetSteps(static_cast<uint32_t>(2 * (i + 1)));
         continue;
       }
       ZP_PAUSE_POINT("event.taken");
       any_event = true;
       ApplyEvent(message, &dropped);
-      CompilerBarrier();
-      record_->message_steps = static_cast<uint32_t>(2 * (i + 1));
+      SetSteps(static_cast<uint32_t>(2 * (i + 1)));
       ZP_PAUSE_POINT("event.applied");
     }
     if (any_event) {
@@ -160,83 +162,108 @@ void Client::ApplyEvent(const uffd_msg& message, std::vector<Slot>* dropped) {
 // otherwise. What was registered without our knowledge (a mapping that grew) is seen by the mapping that is
 // there now; but not where the UNMAP is of an arrival's end, for that is how a mapping shrinks, and it may
 // have grown again since, of which nobody tells.
-void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped) {
-  const uint64_t now = MonotonicNs();
-  RangeSet gone;
-  gone.Add(start, end);
-  for (Arrival& arrival : record_->arrivals) {
-    if (!arrival.IsRecent(now)) continue;
+RangeSet Client::ArrivedSince(uint64_t start, uint64_t end) {
+  RangeSet arrived;
+  for (const Arrival& arrival : Arrivals()) {
+    if (arrival.empty()) continue;
     if (arrival.has_late() && arrival.late_start < end && start < arrival.late_end) {
-      gone.Remove(arrival.start, arrival.end);
-      // Several mappings may have been there, each with an UNMAP of its own.
-      if (start <= arrival.late_start) {
-        arrival.late_start = std::min(end, arrival.late_end);
-      } else if (end >= arrival.late_end) {
-        arrival.late_end = start;
-      }
+      arrived.Add(arrival.start, arrival.end);
       continue;
     }
-    if (start > arrival.start && end >= arrival.end) continue;
-    for (const AddressRange& part : gone.Intersect(arrival.start, arrival.end)) {
-      bool holds = false;
-      index_.ForEach(PageAt(part.start), PageEnd(part.end), [&](PageIndex, Slot) {
-        holds = true;
-        return false;  // one is enough
-      });
-      if (!holds || !has_memory_) continue;
-      const auto there = memory_.ReadRegistered(part.start, part.end);
-      if (!there.ok()) continue;
-      for (const MapEntry& mapping : *there)
-        gone.Remove(std::max(part.start, mapping.start), std::min(part.end, mapping.end));
-    }
+    const AddressRange part{std::max(start, arrival.start), std::min(end, arrival.end)};
+    if (part.empty() || (start > arrival.start && end >= arrival.end) || !has_memory_) continue;
+    bool holds = false;
+    index_.ForEach(PageAt(part.start), PageEnd(part.end), [&](PageIndex, Slot) {
+      holds = true;
+      return false;  // one is enough
+    });
+    if (!holds) continue;
+    const auto there = memory_.ReadRegistered(part.start, part.end);
+    if (!there.ok()) continue;
+    for (const MapEntry& mapping : *there)
+      arrived.Add(std::max(part.start, mapping.start), std::min(part.end, mapping.end));
   }
-  for (const AddressRange& range : gone.All()) {
+  return arrived;
+}
+
+void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped) {
+  const std::vector<AddressRange> gone = ArrivedSince(start, end).Gaps(start, end);
+  for (const AddressRange& range : gone) {
     Drop(range.start, range.end, dropped);
     ZP_PAUSE_POINT("unmap.dropped");
     registered_.Remove(range.start, range.end);
-    found_registered_.Remove(range.start, range.end);
     Undoom(range.start, range.end);
   }
-  for (Arrival& arrival : record_->arrivals) {
-    if (arrival.at_ns == 0) continue;
+  const auto before = Arrivals();
+  if (std::all_of(before.begin(), before.end(), [](const Arrival& arrival) { return arrival.empty(); }))
+    return;
+  // Once: an UNMAP that was awaited has come.
+  std::array<Arrival, kArrivals> after;
+  std::copy(before.begin(), before.end(), after.begin());
+  std::sort(after.begin(), after.end(),
+            [](const Arrival& a, const Arrival& b) { return a.number < b.number; });
+  RangeSet announced;  // of which nobody was told yet
+  announced.Add(start, end);
+  for (Arrival& arrival : after) {
+    if (arrival.empty()) continue;
     RangeSet left;
     left.Add(arrival.start, arrival.end);
-    for (const AddressRange& range : gone.All()) left.Remove(range.start, range.end);
-    if (left.empty()) {
-      arrival.at_ns = 0;
-    } else {
-      arrival.start = left.All().front().start;
-      arrival.end = left.All().back().end;
+    for (const AddressRange& range : gone) left.Remove(range.start, range.end);
+    const auto parts = announced.Intersect(arrival.late_start, arrival.late_end);
+    for (const AddressRange& part : parts) {
+      announced.Remove(part.start, part.end);
+      // Several mappings may have been there, each with an UNMAP of its own.
+      if (part.start <= arrival.late_start) {
+        arrival.late_start = part.end;
+      } else {
+        arrival.late_end = part.start;
+      }
     }
+    arrival.start = left.empty() ? 0 : left.All().front().start;
+    arrival.end = left.empty() ? 0 : left.All().back().end;
   }
+  StoreArrivals(after, ClientTable::LoadProgress(record_).steps + 2);
 }
 
-std::vector<AddressRange> Client::RegisteredWithin(uint64_t start, uint64_t end) const {
-  std::vector<AddressRange> known = registered_.Intersect(start, end);
-  if (!known.empty() || !found_holds_.load(std::memory_order_acquire)) return known;
-  return found_registered_.Intersect(start, end);
+std::span<const Arrival> Client::Arrivals() const {
+  return record_->arrivals[ClientTable::LoadProgress(record_).arrivals];
 }
 
-// Before what is registered there is forgotten.
-void Client::NoteArrival(uint64_t start, uint64_t end) {
-  // Of those that nothing more is known of, the one that arrived first is given up.
-  const auto rank = [](const Arrival& arrival) {
-    return std::pair(arrival.at_ns != 0 && arrival.has_late(), arrival.at_ns);
-  };
-  Arrival* const place =
-      std::min_element(std::begin(record_->arrivals), std::end(record_->arrivals),
-                       [&](const Arrival& a, const Arrival& b) { return rank(a) < rank(b); });
-  const std::vector<AddressRange> before = RegisteredWithin(start, end);
-  *place = {start, end, MonotonicNs(), before.empty() ? 0 : before.front().start,
-            before.empty() ? 0 : before.back().end};
+void Client::StoreArrivals(std::span<const Arrival> arrivals, uint32_t steps) {
+  const uint32_t other = 1 - ClientTable::LoadProgress(record_).arrivals;
+  std::copy(arrivals.begin(), arrivals.end(), record_->arrivals[other]);
+  ClientTable::StoreProgress(record_, {steps, other});
+}
+
+void Client::SetSteps(uint32_t steps) {
+  ClientTable::StoreProgress(record_, {steps, ClientTable::LoadProgress(record_).arrivals});
+}
+
+void Client::ForgetArrivals() {
+  for (Arrival& arrival : record_->arrivals[ClientTable::LoadProgress(record_).arrivals]) arrival.end = 0;
 }
 
 void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
-  // Once: what lies there after a crash in the middle was moved there.
-  if (record_->message_steps % 2 == 0) {
+  const uint32_t steps = ClientTable::LoadProgress(record_).steps;
+  // Once: what lies there after a crash in the middle was moved there, and is registered.
+  if (steps % 2 == 0) {
     Drop(to, to + bytes, dropped);
-    CompilerBarrier();
-    record_->message_steps += 1;
+    const auto before = Arrivals();
+    std::array<Arrival, kArrivals> after;
+    std::copy(before.begin(), before.end(), after.begin());
+    uint64_t last = 0;
+    for (const Arrival& arrival : after) last = std::max(last, arrival.number);
+    // Of those that nothing more is awaited of, the oldest is given up.
+    Arrival& place = *std::min_element(after.begin(), after.end(), [](const Arrival& a, const Arrival& b) {
+      const auto rank = [](const Arrival& arrival) {
+        return std::tuple(!arrival.empty(), arrival.has_late(), arrival.number);
+      };
+      return rank(a) < rank(b);
+    });
+    const auto known = registered_.set().Intersect(to, to + bytes);
+    place = {to, to + bytes, last + 1, known.empty() ? 0 : known.front().start,
+             known.empty() ? 0 : known.back().end};
+    StoreArrivals(after, steps + 1);
     ZP_PAUSE_POINT("remap.emptied");
   }
   // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What
@@ -248,8 +275,9 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
     if (batch_page_[n] >= from && batch_page_[n] < from + bytes) batch_page_[n] += to - from;
   }
   ZP_PAUSE_POINT("remap.moved");
-  NoteArrival(to, to + bytes);
-  // The kernel registers the new place whole (5.3). An UNMAP of the old one follows, if it goes.
+  // The kernel registers the new place whole (5.3). The old one was registered, known or not, and an UNMAP of
+  // it follows, if it goes.
+  registered_.Add(from, from + bytes);
   registered_.Add(to, to + bytes);
   zp::MutexLock lock(doomed_mu_);
   const auto moved = doomed_.Intersect(from, from + bytes);
@@ -293,7 +321,7 @@ void Client::ApplyFork(int child_fd) {
                                                   std::move(*uffd), *record, std::move(*clone), store_as_));
   {
     zp::WriterLock lock(child->meta_mu_);
-    child->registered_ = registered_;
+    for (const AddressRange& range : registered_.set().All()) child->registered_.Add(range.start, range.end);
     if (has_memory_ && ever_registered_.load(std::memory_order_relaxed)) {
       // The child must see zeros in what is wiped on fork (H11).
       std::vector<Slot> wiped;

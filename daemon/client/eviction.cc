@@ -168,7 +168,7 @@ bool Client::RegisterFor(const std::vector<uint64_t>& pages) {
     zp::ReaderLock lock(meta_mu_);
     seq = event_seq_;
     for (const uint64_t page : pages) {
-      if (!registered_.Contains(page)) unknown.push_back(page);
+      if (!registered_.set().Contains(page)) unknown.push_back(page);
     }
   }
   if (unknown.empty()) return true;
@@ -223,10 +223,10 @@ bool Client::RegisterFor(const std::vector<uint64_t>& pages) {
 // Whether something was lately moved to where `range` is. If `range` is not it, its unmapping is still to be
 // read, and a mapping that is there instead must not look like it.
 bool Client::ArrivedAt(const AddressRange& range) {
-  const uint64_t now = MonotonicNs();
   zp::ReaderLock lock(meta_mu_);
-  return std::any_of(std::begin(record_->arrivals), std::end(record_->arrivals), [&](const Arrival& arrival) {
-    return arrival.IsRecent(now) && range.start < arrival.end && arrival.start < range.end;
+  const auto arrivals = Arrivals();
+  return std::any_of(arrivals.begin(), arrivals.end(), [&](const Arrival& arrival) {
+    return range.start < arrival.end && arrival.start < range.end;
   });
 }
 
@@ -279,7 +279,7 @@ uint64_t Client::BeginBatch(const std::vector<uint64_t>& pages, bool registered)
   uint32_t count = 0;
   uint64_t doomed = 0;
   for (const uint64_t address : pages) {
-    if (!registered_.Contains(address)) {
+    if (!registered_.set().Contains(address)) {
       // Refused to us: the program has a userfaultfd of its own there, or it is no memory of the plain kind.
       Add(registered ? stats_.refused_not_ours : stats_.refused_stale);
       continue;

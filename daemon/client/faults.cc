@@ -105,7 +105,7 @@ ResolveOutcome Client::ZeroFill(PageIndex page, const Fault& fault) {
       uffd_.Wake(address, zp::kPageBytes);
       return ResolveOutcome::kResolved;
   }
-  SettleFound();
+  SeeQuiet();
   Add(stats_.faults_zero_fill);
   uint64_t around = 0;
   while (around < kFaultAround && index_.Get(page + PageCount(1 + around)).is_empty()) ++around;
@@ -177,7 +177,7 @@ ResolveOutcome Client::Fill(PageIndex page, Slot slot, uint64_t window, FaultScr
   switch (result.outcome) {
     case CopyOutcome::kCopied:
     case CopyOutcome::kPartly:
-      SettleFound();
+      SeeQuiet();
       Add(stats_.faults_stored);
       Add(stats_.read_ahead_pages, home - 1);
       Grew(home);

@@ -86,18 +86,13 @@ void Client::Resume(InheritedDescriptors& inherited, FaultScratch& scratch) {
     }
     ZP_PAUSE_POINT("resume.overruled");
     zp::WriterLock lock(meta_mu_);
+    registered_.Recover();
     AdoptUnfinished();
     ReplayMessages(inherited, &dropped);
     SettleBatch();
     batch_count_ = 0;
     ZP_PAUSE_POINT("resume.settled");
     event_seq_ = ++record_->event_seq;
-    if (has_memory_) {
-      const auto found = memory_.ReadRegistered(0, kAddressEnd);
-      if (found.ok()) {
-        for (const MapEntry& mapping : *found) found_registered_.Add(mapping.start, mapping.end);
-      }
-    }
     {
       // What was announced as dropped, and may be there still, is not known: it may be anything.
       zp::MutexLock doom_lock(doomed_mu_);
@@ -148,8 +143,8 @@ void Client::AdoptUnfinished() {
 
 // Goes on with the messages that the dead daemon had taken, where it stopped.
 void Client::ReplayMessages(InheritedDescriptors& inherited, std::vector<Slot>* dropped) {
-  for (uint32_t i = record_->message_steps / 2; i < kMessagesPerRead && record_->messages[i].event != 0;
-       ++i) {
+  for (uint32_t i = ClientTable::LoadProgress(record_).steps / 2;
+       i < kMessagesPerRead && record_->messages[i].event != 0; ++i) {
     const uffd_msg& message = record_->messages[i];
     if (message.event == UFFD_EVENT_FORK) {
       // Taken already: the child's record was published.
@@ -161,7 +156,7 @@ void Client::ReplayMessages(InheritedDescriptors& inherited, std::vector<Slot>* 
     } else if (message.event != UFFD_EVENT_PAGEFAULT) {
       ApplyEvent(message, dropped);
     }
-    record_->message_steps = 2 * (i + 1);
+    SetSteps(2 * (i + 1));
     ZP_PAUSE_POINT("replay.applied");
   }
 }

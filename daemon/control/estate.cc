@@ -62,7 +62,7 @@ void Estate::Renumber(const FdStore& kept) {
       const bool known = std::any_of(records.begin(), records.end(), [&](const ClientRecord* child) {
         return child->parent_id == record->id && child->uffd_fd == static_cast<int>(message.arg.fork.ufd);
       });
-      if (!known && &message >= record->messages + record->message_steps / 2)
+      if (!known && &message >= record->messages + record->progress.steps / 2)
         spdlog::error("a forked child of pid {} is lost: it reads zeros where pages were stored",
                       record->pid);
     }

@@ -14,7 +14,10 @@ namespace {
 
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kRecordsBytes = sizeof(ClientRecord) * kMaxClients;
-constexpr size_t kTableBytes = kHeaderBytes + kRecordsBytes + sizeof(ClientStats) * kMaxClients;
+constexpr size_t kStatsBytes = (sizeof(ClientStats) * kMaxClients + 4095) & ~size_t{4095};
+constexpr size_t kRangesAt = kHeaderBytes + kRecordsBytes + kStatsBytes;
+constexpr size_t kRangesBytes = sizeof(AddressRange) * kRangesPerClient;  // of one client
+constexpr size_t kTableBytes = kRangesAt + kRangesBytes * kMaxClients;
 constexpr uint64_t kAddressLimit = uint64_t{1} << 56;
 
 // A first touch of a memfd on a machine without memory would be SIGBUS.
@@ -25,13 +28,19 @@ zp::Status Populate(int fd, size_t offset, size_t bytes) {
   return zp::OkStatus();
 }
 
+// A page of it reads as zeros, which is kFree.
+void Punch(int fd, size_t offset, size_t bytes) {
+  (void)fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                  static_cast<off_t>(bytes));
+}
+
 bool IsRange(uint64_t start, uint64_t bytes) {
   return start % zp::kPageBytes == 0 && bytes % zp::kPageBytes == 0 && start < kAddressLimit &&
          bytes < kAddressLimit;
 }
 
 bool MakesSense(const ClientRecord& record, uint32_t id) {
-  if (record.id != id || record.message_steps > 2 * kMessagesPerRead ||
+  if (record.id != id || record.progress.steps > 2 * kMessagesPerRead || record.progress.arrivals > 1 ||
       record.comm[sizeof(record.comm) - 1] != 0)
     return false;
   if (!IsRange(record.arena_start, record.arena_bytes) ||
@@ -84,6 +93,19 @@ ClientStats& ClientTable::stats(const ClientRecord* record) const {
   return *(reinterpret_cast<ClientStats*>(mapping_.data() + kHeaderBytes + kRecordsBytes) + record->id);
 }
 
+std::span<AddressRange> ClientTable::ranges(const ClientRecord* record) const {
+  return {reinterpret_cast<AddressRange*>(mapping_.data() + kRangesAt + kRangesBytes * record->id),
+          kRangesPerClient};
+}
+
+bool ClientTable::PopulateRanges(const ClientRecord* record, uint32_t count) const {
+  constexpr uint32_t kPerPage = zp::kPageBytes / sizeof(AddressRange);
+  if (count > kRangesPerClient) return false;
+  if (count % kPerPage != 1) return true;  // they are given out one by one
+  const size_t at = kRangesAt + kRangesBytes * record->id + sizeof(AddressRange) * (count - 1);
+  return Populate(fd_.get(), at, zp::kPageBytes).ok();
+}
+
 void ClientTable::SetState(ClientRecord* record, ClientState state) {
   // What was written to the record before is there for whoever sees the state.
   std::atomic_ref(record->state).store(static_cast<uint32_t>(state), std::memory_order_release);
@@ -111,7 +133,15 @@ zp::Result<ClientRecord*> ClientTable::Allocate() {
 
 void ClientTable::Free(ClientRecord* record) {
   zp::MutexLock lock(*mu_);
+  const uint32_t id = record->id;
   SetState(record, ClientState::kFree);
+  PunchOut(id);
+}
+
+// Numbers are reused late: what they leave must not add up.
+void ClientTable::PunchOut(uint32_t id) {
+  Punch(fd_.get(), kHeaderBytes + sizeof(ClientRecord) * id, sizeof(ClientRecord));
+  Punch(fd_.get(), kRangesAt + kRangesBytes * id, kRangesBytes);
 }
 
 std::vector<ClientRecord*> ClientTable::Survivors() {
@@ -131,6 +161,7 @@ std::vector<ClientRecord*> ClientTable::Survivors() {
         found.push_back(candidate);
       } else if (candidate->state != static_cast<uint32_t>(ClientState::kFree)) {
         SetState(candidate, ClientState::kFree);
+        PunchOut(id);
       }
       next_ = id + 1 < kMaxClients ? id + 1 : 1;
     }

@@ -1,11 +1,12 @@
 // The client table: what a successor daemon has to know, in a memfd with a fixed layout.
 //
-// Layout: [TableHeader, 4096 bytes][ClientRecord × kMaxClients][ClientStats × kMaxClients]. Sparse: a client
-// costs memory when its number is used. Records say which descriptors the daemon had open, by number: the
-// keeper shares the daemon's descriptor table, and a successor starts with a copy of it (keeper/keeper.h).
-// userfaultfd messages are read *into* the record of their client: an event is applied from there and only
-// then counted as done, so that a successor finds the last ones taken and goes on with them. Counters live
-// here too, so that a restart does not set them back.
+// Layout: [TableHeader, 4096 bytes][ClientRecord × kMaxClients][ClientStats × kMaxClients, to a whole page]
+// [AddressRange × kRangesPerClient × kMaxClients]. Sparse: a client costs memory while its number is used.
+// Records say which descriptors the daemon had open, by number: the keeper shares the daemon's descriptor
+// table, and a successor starts with a copy of it (keeper/keeper.h). userfaultfd messages are read *into* the
+// record of their client: an event is applied from there and only then counted as done, so that a successor
+// finds the last ones taken and goes on with them. Counters live here too, so that a restart does not set
+// them back.
 //
 // The table also gives out client numbers, which the handle table's owner words carry; a number is reused
 // only after its client has gone.
@@ -14,13 +15,16 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "daemon/state/client_stats.h"
+#include "daemon/state/range_set.h"
 #include "daemon/sys/process_memory.h"
 #include "daemon/sys/uapi.h"
 #include "libzpool/base/fd.h"
@@ -32,9 +36,11 @@
 namespace uzswap {
 
 inline constexpr uint64_t kClientTableMagic = 0x31544c43'50535a55;  // "UZSPCLT1"
-inline constexpr uint32_t kClientTableVersion = 3;
+inline constexpr uint32_t kClientTableVersion = 4;
 inline constexpr uint32_t kMaxClients = 65536;  // of the 2^19 that an owner word can name
 inline constexpr uint32_t kMessagesPerRead = 8;
+// Separate registered ranges that a successor is told of; a process may have 65530 mappings.
+inline constexpr uint32_t kRangesPerClient = 4096;
 
 struct TableHeader {
   uint64_t magic;
@@ -62,17 +68,24 @@ static_assert(sizeof(TableHeader) <= 4096);
 // A number that is kReserved is being attached or forked: nothing depends on it yet.
 enum class ClientState : uint32_t { kFree = 0, kLive = 1, kDying = 2, kReserved = 3 };
 
-// Where something arrived by mremap, and when (CLOCK_MONOTONIC; 0: nothing did).
+// Where something arrived by mremap, while changes may be under way that were made before it.
 struct Arrival {
-  // Far longer than a thread waits for its CPU between two steps.
-  static constexpr uint64_t kMemoryNs = 10'000'000'000;
-  uint64_t start, end, at_ns;
+  uint64_t start, end;  // empty: nothing did
+  uint64_t number;      // they are counted
   // What was registered there before, so that its unmapping is still to be read; empty: nothing.
   uint64_t late_start, late_end;
+  bool empty() const { return start >= end; }
   bool has_late() const { return late_start < late_end; }
-  bool IsRecent(uint64_t now_ns) const { return at_ns != 0 && now_ns - at_ns <= kMemoryNs; }
 };
-inline constexpr uint32_t kArrivals = 128;
+inline constexpr uint32_t kArrivals = 88;
+
+// How far the messages of a record are applied, and which of its two lists of arrivals counts: of one word,
+// since an event that changes the arrivals must not be taken for one that has not.
+struct alignas(8) Progress {
+  // 2n: n messages; 2n+1: the next one, a REMAP, has also emptied its destination and noted the arrival.
+  uint32_t steps;
+  uint32_t arrivals;  // 0 or 1
+};
 
 struct ClientRecord {
   uint32_t state;  // ClientState
@@ -90,14 +103,13 @@ struct ClientRecord {
   uint64_t notes_start, notes_bytes;
   uint64_t agent_filters;  // seccomp filters that the agent's thread had when it attached
   uint64_t limit_bytes;
-  uint64_t event_seq;   // events applied
-  uint32_t index_root;  // root node of the client's OffsetIndex
-  // How far the messages below are applied: 2n: n of them; 2n+1: the next one, a REMAP, has emptied its
-  // destination, which must not happen twice.
-  uint32_t message_steps;
+  uint64_t event_seq;    // events applied
+  uint32_t index_root;   // root node of the client's OffsetIndex
+  uint32_t ranges_used;  // of its places for ranges, so many had one in them once
+  Progress progress;
   uffd_msg messages[kMessagesPerRead];  // taken from the kernel; the first whose `event` is 0 ends them
-  Arrival arrivals[kArrivals];
-  uint8_t reserved[2656];
+  Arrival arrivals[2][kArrivals];
+  uint8_t reserved[728];
 };
 static_assert(sizeof(uffd_msg) == 32);
 static_assert(sizeof(ClientRecord) == 8192);
@@ -118,6 +130,18 @@ class ClientTable {
   static void Retire(ClientRecord* record) { SetState(record, ClientState::kDying); }
   void Free(ClientRecord* record) ZP_EXCLUDES(*mu_);
   ClientStats& stats(const ClientRecord* record) const;
+  // The client's places for ranges, of which the first `ranges_used` have memory.
+  std::span<AddressRange> ranges(const ClientRecord* record) const;
+  // Gives the first `count` places memory. False: there are not so many, or the machine has no memory.
+  bool PopulateRanges(const ClientRecord* record, uint32_t count) const;
+
+  static Progress LoadProgress(ClientRecord* record) {
+    return std::bit_cast<Progress>(ProgressWord(record).load(std::memory_order_relaxed));
+  }
+  // What was written before is there for whoever sees it.
+  static void StoreProgress(ClientRecord* record, Progress progress) {
+    ProgressWord(record).store(std::bit_cast<uint64_t>(progress), std::memory_order_release);
+  }
   // Records in state kLive whose fields make sense; the others are freed. For a successor, before anything
   // else.
   std::vector<ClientRecord*> Survivors() ZP_EXCLUDES(*mu_);
@@ -128,6 +152,10 @@ class ClientTable {
  private:
   ClientTable(zp::UniqueFd fd, zp::Mapping mapping) : fd_(std::move(fd)), mapping_(std::move(mapping)) {}
   ClientRecord* record(uint32_t id) const;
+  static std::atomic_ref<uint64_t> ProgressWord(ClientRecord* record) {
+    return std::atomic_ref(*reinterpret_cast<uint64_t*>(&record->progress));
+  }
+  void PunchOut(uint32_t id) ZP_REQUIRES(*mu_);
   static void SetState(ClientRecord* record, ClientState state);
 
   zp::UniqueFd fd_;

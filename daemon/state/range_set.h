@@ -67,6 +67,15 @@ class RangeSet {
     return parts;
   }
 
+  // The ranges, whole, that overlap [start, end) or touch it, ascending.
+  std::vector<AddressRange> Touching(uint64_t start, uint64_t end) const {
+    std::vector<AddressRange> ranges;
+    auto it = ranges_.upper_bound(start);
+    if (it != ranges_.begin() && std::prev(it)->second >= start) --it;
+    for (; it != ranges_.end() && it->first <= end; ++it) ranges.push_back({it->first, it->second});
+    return ranges;
+  }
+
   // The parts of [start, end) that are not in the set, ascending.
   std::vector<AddressRange> Gaps(uint64_t start, uint64_t end) const {
     std::vector<AddressRange> gaps;

@@ -126,6 +126,12 @@ CopyResult Userfaultfd::Poison(uint64_t address) const {
   return Judge(ret, errno, poison.updated, 1);
 }
 
+bool Userfaultfd::Quiet() const {
+  // What is asked for is refused whatever it is, but EAGAIN comes first.
+  uffdio_zeropage nothing{};
+  return ioctl(fd_.get(), UFFDIO_ZEROPAGE, &nothing) != 0 && errno != EAGAIN;
+}
+
 bool Userfaultfd::TargetGone() const {
   // Removing a write protection that nobody set changes nothing, whatever is mapped there.
   uffdio_writeprotect probe{};

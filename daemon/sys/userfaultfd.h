@@ -63,6 +63,9 @@ class Userfaultfd {
   CopyResult Zero(uint64_t address, uint64_t pages) const;
   // Marks a missing page lost: whoever touches it gets SIGBUS (14.2).
   CopyResult Poison(uint64_t address) const;
+  // Whether, at some moment of the call, no change of the memory was made that is to be announced and was not
+  // read yet. Costs a system call that does nothing.
+  bool Quiet() const;
   // True if the process's memory is gone (exit, exec).
   bool TargetGone() const;
 

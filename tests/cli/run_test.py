@@ -19,6 +19,7 @@ import time
 import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
+import deaths  # noqa: E402
 import harness  # noqa: E402
 from harness import case, check, until  # noqa: E402
 
@@ -389,10 +390,18 @@ def report(context):
 
 @case
 def daemon_dies(context):
-    """The embedded daemon is killed: uzswap says so at once, and still ends as CMD ends."""
+    """The embedded daemon is killed: a successor goes on. It is killed with its keeper: uzswap says so at once, and still ends as CMD ends."""
     runs = Runs(context)
     program, stop = runs.recorder("embedded")
-    (daemon,) = [p for p in harness.descendants(program.pid) if harness.comm(p) == "uzswapd"]
+
+    def daemon_but(other):
+        return next((p for p in harness.descendants(program.pid) if harness.comm(p) == "uzswapd" and p != other), None)
+    first = daemon_but(0)
+    os.kill(first, signal.SIGKILL)
+    daemon = until(lambda: daemon_but(first), 20, "a successor")
+    keeper = deaths.keeper_of(daemon)
+    os.kill(daemon, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
     os.kill(daemon, signal.SIGKILL)
     until(lambda: "the embedded daemon ended while" in program.stderr(), 20, "uzswap says so")
     stop.touch()

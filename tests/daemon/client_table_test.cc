@@ -112,7 +112,7 @@ TEST(ClientTable, WhatMakesNoSenseIsRefused) {
     ClientTable::Publish(record);
   }
   records[0]->id = 77;
-  records[1]->message_steps = 2 * kMessagesPerRead + 1;
+  records[1]->progress.steps = 2 * kMessagesPerRead + 1;
   records[2]->arena_start = 5;
   auto successor = ClientTable::Adopt(Duplicate(*table));
   ASSERT_TRUE(successor.ok());

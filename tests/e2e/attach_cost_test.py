@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""A program that is attached but never reclaimed runs at native speed: malloc-heavy and mmap-churning, side by side."""
+"""A program that is attached but never reclaimed runs at native speed, since none of its memory is watched: no fault and no change of it reaches the daemon.
+Its speed beside a native one's is said, and is measured by `uzswap-bench native`."""
 import statistics
 
 import harness
@@ -9,7 +10,7 @@ from harness import case, check
 def compare(context, what):
     context.need_uzswap()
     daemon = context.daemon()
-    rounds, seconds = (12, 2.0) if context.long else (6, 0.7)
+    rounds, seconds = (12, 2.0) if context.long else (3, 0.3)
     rates = {"native": [], "attached": []}
 
     def once(kind):
@@ -29,10 +30,10 @@ def compare(context, what):
     context.figure("median_attached_of_native", statistics.median(rates["attached"]) / statistics.median(rates["native"]), "ratio")
     gone = [c for c in daemon.stat(include_gone=True)["clients"] if c["comm"] == "churner"]
     check(len(gone) == rounds, f"{len(gone)} of {rounds} runs were attached")
-    check(all(c["evicted_pages"] == 0 for c in gone), f"pages were evicted without a limit: {gone[0]}")
-    # The short form runs on machines that do other things; the long form is the proof.
-    floor = 0.97 if context.long else 0.90
-    check(best["attached"] >= floor * best["native"], f"attached runs at {best['attached'] / best['native']:.3f} of native; {rates}")
+    for client in gone:
+        check(client["evicted_pages"] == 0, f"pages were evicted without a limit: {client}")
+        check(not any(client["events"].values()), f"its memory was watched: {client}")
+        check(not any(value for name, value in client["faults"].items() if isinstance(value, int)), f"it was held up by faults: {client}")
     daemon.stop()
 
 

@@ -18,6 +18,7 @@ import traceback
 import harness
 import wire
 from harness import MIB, case, check, until
+from deaths import keeper_of, kill
 
 
 def descriptors(pid):
@@ -366,8 +367,13 @@ def socket_files(context):
     """A stale one is taken over; what is no socket is not touched; a path that cannot be is an error."""
     context.need_uzswap()
     first = context.daemon()
+    # Its keeper would have a successor for it.
+    first.signal(signal.SIGSTOP)
+    keeper = keeper_of(first.pid)
+    kill(keeper)
     first.signal(signal.SIGKILL)
     first.wait(10)
+    until(lambda: not harness.read_text(f"/proc/{keeper}/maps"), 10, "the keeper ends")
     check(os.path.exists(first.socket), "SIGKILL left no socket file: nothing to take over")
     second = context.daemon(socket=first.socket)
     healthy(second)
