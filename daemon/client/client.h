@@ -260,8 +260,8 @@ class Client {
   bool FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>* busy) ZP_REQUIRES(evict_mu_)
       ZP_EXCLUDES(meta_mu_);
   void CountRefusal(uint32_t result, uint64_t page) ZP_REQUIRES(evict_mu_);
-  uint32_t SettledResult(uint32_t n);
-  bool CopyStaged(uint32_t n);
+  // While no MOVE is under way: puts what lies in staging, and is not in the ring, there.
+  void CollectStaged() ZP_REQUIRES_SHARED(meta_mu_);
   void LoseStaged(zp::PageIndex page);
   zp::Owner OwnerOf(zp::PageIndex page) const { return {record_->id, page, record_->domain}; }
   void PutHome(uint32_t n, FaultScratch& scratch) ZP_EXCLUDES(meta_mu_);

@@ -102,16 +102,6 @@ void Client::OverruleAgent() {
   uffd_.Unregister(staging.start, staging.end - staging.start);
   channel_->MarkRevoked();
   channel_->SeizeGate();
-  // What it moved and did not report lies in staging: take it from there.
-  std::vector<page_region> present;
-  if (!memory_.ScanPresent(staging.start, staging.end, wire::kRingSlots, &present).ok()) return;
-  for (const page_region& region : present) {
-    for (uint64_t at = region.start; at < region.end; at += zp::kPageBytes) {
-      const auto n = static_cast<uint32_t>((at - staging.start) / zp::kPageBytes);
-      if (channel_->result(n) == wire::kCopied) continue;
-      if (CopyStaged(n)) channel_->SetCopied(n);
-    }
-  }
 }
 
 void Client::Drop(uint64_t start, uint64_t end, std::vector<Slot>* dropped) {
@@ -342,13 +332,13 @@ void Client::ApplyFork(int child_fd) {
 // Runs with the gate held: no MOVE is under way, and what is pending will be refused as stale.
 void Client::SettleBatch() {
   if (batch_count_ == 0) return;
+  CollectStaged();
   auto scratch = std::make_unique<FaultScratch>();
   for (uint32_t n = 0; n < batch_count_; ++n) {
     const PageIndex page = PageAt(batch_page_[n]);
     const Slot staging = Slot::Busy(kStaging, n);
     if (index_.Get(page) != staging) continue;
-    // Moved, but the agent may not have copied it yet: it does so next, without the gate.
-    const uint32_t result = SettledResult(n);
+    const uint32_t result = channel_->result(n);
     if (result != wire::kCopied) {
       if (result == wire::kMoved) LoseStaged(page);
       (void)index_.CompareExchange(page, staging, Slot::Empty());

@@ -330,6 +330,7 @@ uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy)
   uint32_t count = 0;
   {
     zp::ReaderLock lock(meta_mu_);
+    if (batch_posted_) CollectStaged();
     count = batch_count_;
   }
   uint64_t evicted = 0;
@@ -340,21 +341,36 @@ uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy)
   return evicted;
 }
 
-// The agent's word on slot n of a command that is over or cannot go on. What it moved and did not copy (it
-// was stopped, killed, or is hostile) lies still in staging.
-uint32_t Client::SettledResult(uint32_t n) {
-  const uint32_t result = channel_->result(n);
-  if (result != wire::kMoved) return result;
-  return CopyStaged(n) ? uint32_t{wire::kCopied} : result;
-}
-
-// Puts what lies in slot n of staging into the ring.
-bool Client::CopyStaged(uint32_t n) {
-  std::array<std::byte, zp::kPageBytes> page;
-  if (!memory_.Read(ranges_.staging.start + uint64_t{n} * zp::kPageBytes, page.data(), page.size()))
-    return false;
-  channel_->SetPage(n, page.data());
-  return true;
+// What lies in staging has left the application, whatever the agent's word on it: it may have been stopped
+// behind its MOVE, or it may not know, since the kernel may move more pages than it says (H28). A page that
+// is in the application as well did not leave: staging was populated by mlockall (5.13).
+void Client::CollectStaged() {
+  std::vector<page_region> staged;
+  const uint64_t start = ranges_.staging.start;
+  uint64_t end = start;
+  const auto is_open = [&](uint32_t n) ZP_REQUIRES_SHARED(meta_mu_) {
+    return channel_->result(n) != wire::kCopied &&
+           index_.Get(PageIndex::FromAddress(batch_page_[n])) == Slot::Busy(kStaging, n);
+  };
+  for (uint32_t n = 0; n < batch_count_; ++n) {
+    if (is_open(n)) end = start + uint64_t{n + 1} * zp::kPageBytes;
+  }
+  if (end == start || !memory_.ScanOccupied(start, end, &staged).ok()) return;
+  for (const page_region& region : staged) {
+    for (uint64_t at = region.start; at < region.end; at += zp::kPageBytes) {
+      const auto n = static_cast<uint32_t>((at - start) / zp::kPageBytes);
+      if (!is_open(n)) continue;
+      std::vector<page_region> stayed;
+      const uint64_t page = batch_page_[n];
+      if (channel_->result(n) != wire::kMoved &&
+          (!memory_.ScanOccupied(page, page + zp::kPageBytes, &stayed).ok() || !stayed.empty()))
+        continue;
+      std::array<std::byte, zp::kPageBytes> content;
+      if (!memory_.Read(at, content.data(), content.size())) continue;
+      channel_->SetPage(n, content.data());
+      channel_->SetCopied(n);
+    }
+  }
 }
 
 // A page that left the application and cannot be had from staging: lost, which is told (SIGBUS), never zero.
@@ -367,7 +383,7 @@ void Client::LoseStaged(PageIndex page) {
 }
 
 bool Client::FinishSlot(uint32_t n, FaultScratch& scratch, std::vector<uint64_t>* busy) {
-  const uint32_t result = batch_posted_ ? SettledResult(n) : uint32_t{wire::kStale};
+  const uint32_t result = batch_posted_ ? channel_->result(n) : uint32_t{wire::kStale};
   uint64_t address = 0;
   {
     zp::ReaderLock lock(meta_mu_);

@@ -218,6 +218,25 @@ zp::Result<uint64_t> ProcessMemory::ScanPresent(uint64_t start, uint64_t end, ui
   return arg.walk_end;
 }
 
+zp::Status ProcessMemory::ScanOccupied(uint64_t start, uint64_t end, std::vector<page_region>* out) const {
+  page_region regions[256];
+  pm_scan_arg arg{};
+  arg.size = sizeof(arg);
+  arg.start = start;
+  // So many pages have no more runs than that.
+  arg.end = std::min(end, start + 2 * std::size(regions) * uint64_t{4096});
+  arg.vec = reinterpret_cast<uint64_t>(regions);
+  arg.vec_len = std::size(regions);
+  arg.category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+  arg.category_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+  arg.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+  arg.return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+  const int found = ioctl(pagemap_.get(), PAGEMAP_SCAN, &arg);
+  if (found < 0) return zp::ErrnoError("PAGEMAP_SCAN");
+  out->insert(out->end(), regions, regions + found);
+  return zp::OkStatus();
+}
+
 bool ProcessMemory::Read(uint64_t address, void* out, size_t bytes) const {
   return pread(mem_.get(), out, bytes, static_cast<off_t>(address)) == static_cast<ssize_t>(bytes);
 }

@@ -54,6 +54,9 @@ class ProcessMemory {
   // Mappings that overlap [start, end) and are registered with some userfaultfd for missing pages (VmFlags
   // "um"). Slow, as ReadWipeOnFork.
   zp::Result<std::vector<MapEntry>> ReadRegistered(uint64_t start, uint64_t end) const;
+  // What is present or swapped out by the kernel, anonymous, not the shared zero page, within [start, end):
+  // appended to `out` as page runs. At most 512 pages are looked at.
+  zp::Status ScanOccupied(uint64_t start, uint64_t end, std::vector<page_region>* out) const;
   // Present, anonymous, not the shared zero page, within [start, end): appended to `out` as page runs, at
   // most `max_pages` pages. Returns the address where the walk ended.
   zp::Result<uint64_t> ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,

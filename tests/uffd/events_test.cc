@@ -1,6 +1,8 @@
 // Events against look-ups, evictions and faults: hazards H1, H2, H4 to H7, H9, H23, and fact 4.1.
 #include <sys/mman.h>
 
+#include <cstring>
+
 #include "tests/uffd/fixture.h"
 
 namespace uzswap::test {
@@ -325,6 +327,24 @@ TEST_F(Events, TrailingUnmapOfARemapDoesNotHurtWhoReusedTheRange) {
   for (uint64_t i = 0; i < kPages; ++i) {
     EXPECT_EQ(app().Call(2, Op::kRead64, {I(to + i * kPage)}), I(PatternWord(at + i * kPage, 1, 0)));
   }
+}
+
+// H28: the kernel moved more than it said, and the agent took the rest for holes, say. Here its word is
+// changed.
+TEST_F(Events, PagesThatLeftWithoutAWordAreNotLost) {
+  const uint64_t at = app().MapFilled(kPages);
+  PausedEvict evict(client(), "evict.moved");
+  uint64_t left = 0;
+  for (uint32_t n = 0; n < wire::kRingSlots; ++n) {
+    if (a_.ring->result[n] != wire::kCopied) continue;
+    constexpr uint32_t kWords[] = {wire::kHole, wire::kNotOurs, wire::kBusy, wire::kStale, wire::kPending_};
+    a_.ring->result[n] = kWords[left++ % std::size(kWords)];
+    memset(a_.ring->data[n], 0, sizeof(a_.ring->data[n]));
+  }
+  ASSERT_GE(left, kPages);
+  EXPECT_EQ(evict.Finish(), left);
+  Pump pump(world_, a_.client);
+  EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
 }
 
 // H9: a fault on a page that is in staging is answered at once from the ring.

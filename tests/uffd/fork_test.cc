@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
+#include <cstring>
+
 #include "tests/uffd/fixture.h"
 
 namespace uzswap::test {
@@ -55,6 +57,24 @@ TEST_F(Fork, ChildAndGrandchildSeeEvictedPages) {
 TEST_F(Fork, ChildAndParentSeePagesOfABatchInStaging) {
   const uint64_t at = app().MapFilled(kPages);
   PausedEvict evict(client(), "evict.moved");
+  app().Post(1, Op::kFork, {kChild});
+  ReadEvent(client(), client().stats().events_fork);
+  ASSERT_TRUE(app().Wait(1));
+  evict.Finish();
+  Pump pump(world_, a_.client);
+  EXPECT_EQ(app().Call(kChild, Op::kCheck, {I(at), kPages, 1}), 0);
+  EXPECT_EQ(app().Call(2, Op::kCheck, {I(at), kPages, 1}), 0);
+}
+
+// H28, as Events.PagesThatLeftWithoutAWordAreNotLost.
+TEST_F(Fork, ChildSeesPagesThatLeftWithoutAWord) {
+  const uint64_t at = app().MapFilled(kPages);
+  PausedEvict evict(client(), "evict.moved");
+  for (uint32_t n = 0; n < wire::kRingSlots; ++n) {
+    if (a_.ring->result[n] != wire::kCopied) continue;
+    a_.ring->result[n] = wire::kHole;
+    memset(a_.ring->data[n], 0, sizeof(a_.ring->data[n]));
+  }
   app().Post(1, Op::kFork, {kChild});
   ReadEvent(client(), client().stats().events_fork);
   ASSERT_TRUE(app().Wait(1));
