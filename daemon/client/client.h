@@ -217,14 +217,11 @@ class Client {
       ZP_REQUIRES(reader_mu_, meta_mu_);
   void ApplyUnmap(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped)
       ZP_REQUIRES(reader_mu_, meta_mu_);
-  // What of [start, end) an UNMAP does not mean, since it arrived after what was unmapped (H25).
-  RangeSet ArrivedSince(uint64_t start, uint64_t end) ZP_REQUIRES(meta_mu_);
-  // The list of arrivals that counts; empty ones among them.
-  std::span<const Arrival> Arrivals() const ZP_REQUIRES_SHARED(meta_mu_);
-  // Makes `arrivals` that list, and `steps` the progress, at once.
-  void StoreArrivals(std::span<const Arrival> arrivals, uint32_t steps) ZP_REQUIRES(meta_mu_);
+  const Moves& CurrentMoves() const ZP_REQUIRES_SHARED(meta_mu_);
+  // Makes `moves` the ones that count, and `steps` the progress, at once.
+  void StoreMoves(const Moves& moves, uint32_t steps) ZP_REQUIRES(meta_mu_);
   void SetSteps(uint32_t steps) ZP_REQUIRES(meta_mu_);
-  void ForgetArrivals() ZP_REQUIRES(meta_mu_);
+  void ForgetMoves() ZP_REQUIRES(meta_mu_);
   void ApplyFork(int child_fd) ZP_REQUIRES(reader_mu_, meta_mu_);
   void Drop(uint64_t start, uint64_t end, std::vector<zp::Slot>* dropped) ZP_REQUIRES(meta_mu_);
   // Stores or reinstates every page of the batch in flight, so that no slot is busy.
@@ -250,7 +247,6 @@ class Client {
   bool RegisterFor(const std::vector<uint64_t>& pages) ZP_REQUIRES(evict_mu_) ZP_EXCLUDES(meta_mu_);
   // Whether some page of the range is the agent's.
   bool IsOwn(const AddressRange& range) const;
-  bool ArrivedAt(const AddressRange& range) ZP_EXCLUDES(meta_mu_);
   bool IsRegistered(uint64_t page) ZP_EXCLUDES(meta_mu_);
   uint64_t BeginBatch(const std::vector<uint64_t>& pages, bool registered) ZP_REQUIRES(evict_mu_)
       ZP_EXCLUDES(reader_mu_, meta_mu_);
@@ -308,7 +304,7 @@ class Client {
   mutable zp::SharedMutex meta_mu_ ZP_ACQUIRED_AFTER(reader_mu_);
   zp::OffsetIndex index_;  // Get and CompareExchange: shared; the rest: exclusive
   RecordedRanges registered_ ZP_GUARDED_BY(meta_mu_);
-  // Every change that was made before some moment since the arrivals were last forgotten was announced and
+  // Every change that was made before some moment since the moves were last forgotten was announced and
   // applied by then. Set with meta_mu_ shared, reset with it exclusive.
   std::atomic<bool> was_quiet_{false};
   uint64_t event_seq_ ZP_GUARDED_BY(meta_mu_) = 0;

@@ -31,6 +31,44 @@ void CompilerBarrier() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 PageIndex PageAt(uint64_t address) { return PageIndex::FromAddress(address); }
 PageIndex PageEnd(uint64_t address) { return PageIndex::FromAddress(address + zp::kPageBytes - 1); }
 
+// What arrived there has gone. Whether there was any. (A hole in the middle stays in: nothing is lost by not
+// dropping twice.)
+bool TakeOut(const AddressRange& range, Moves* moves) {
+  bool any = false;
+  for (Moves::Arrival& arrival : moves->arrivals) {
+    if (arrival.start >= range.end || range.start >= arrival.end) continue;
+    any = true;
+    if (range.start <= arrival.start) {
+      arrival.start = std::min(range.end, arrival.end);
+    } else if (range.end >= arrival.end) {
+      arrival.end = range.start;
+    }
+  }
+  return any;
+}
+
+void AddArrival(const AddressRange& range, const std::vector<AddressRange>& before, Moves* moves) {
+  uint64_t last = 0;
+  for (const Moves::Arrival& arrival : moves->arrivals) last = std::max(last, arrival.number);
+  // Of those that nothing more is awaited of, the oldest is given up.
+  *std::min_element(std::begin(moves->arrivals), std::end(moves->arrivals),
+                    [](const Moves::Arrival& a, const Moves::Arrival& b) {
+                      const auto rank = [](const Moves::Arrival& arrival) {
+                        return std::tuple(arrival.late_start < arrival.late_end, arrival.start < arrival.end,
+                                          arrival.number);
+                      };
+                      return rank(a) < rank(b);
+                    }) = {range.start, range.end, last + 1, before.empty() ? 0 : before.front().start,
+                          before.empty() ? 0 : before.back().end};
+}
+
+void AddDeparture(const AddressRange& range, Moves* moves) {
+  const auto empty = [](const Moves::Departure& departure) { return departure.start >= departure.end; };
+  const auto place = std::find_if(std::begin(moves->departures), std::end(moves->departures), empty);
+  // More threads than places, all within mremap: then it is not known to be late.
+  if (place != std::end(moves->departures)) *place = {range.start, range.end};
+}
+
 }  // namespace
 
 void Client::ReadMessages(std::vector<Fault>* faults) {
@@ -47,7 +85,7 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
     // old ones are gone before the count of steps speaks of the new ones.
     for (uffd_msg& message : record_->messages) message.event = 0;
     CompilerBarrier();
-    if (was_quiet_.exchange(false, std::memory_order_relaxed) || uffd_.Quiet()) ForgetArrivals();
+    if (was_quiet_.exchange(false, std::memory_order_relaxed) || uffd_.Quiet()) ForgetMoves();
     SetSteps(0);
     CompilerBarrier();
     const auto read = uffd_.Read(std::span(record_->messages));
@@ -147,90 +185,69 @@ void Client::ApplyEvent(const uffd_msg& message, std::vector<Slot>* dropped) {
 
 // The kernel announces an unmapping after it is done, and mremap announces that of the old place after the
 // move was read: another thread can have moved a mapping, with what we hold of it, to the place meanwhile
-// (H25). Then the UNMAP is an older mapping's, and spares what arrived. It is known to be if something was
-// registered at the place when the arrival was applied: the kernel could not have moved a mapping there
-// otherwise. What was registered without our knowledge (a mapping that grew) is seen by the mapping that is
-// there now; but not where the UNMAP is of an arrival's end, for that is how a mapping shrinks, and it may
-// have grown again since, of which nobody tells.
-RangeSet Client::ArrivedSince(uint64_t start, uint64_t end) {
-  RangeSet arrived;
-  for (const Arrival& arrival : Arrivals()) {
-    if (arrival.empty()) continue;
-    if (arrival.has_late() && arrival.late_start < end && start < arrival.late_end) {
-      arrived.Add(arrival.start, arrival.end);
-      continue;
-    }
-    const AddressRange part{std::max(start, arrival.start), std::min(end, arrival.end)};
-    if (part.empty() || (start > arrival.start && end >= arrival.end) || !has_memory_) continue;
-    bool holds = false;
-    index_.ForEach(PageAt(part.start), PageEnd(part.end), [&](PageIndex, Slot) {
-      holds = true;
-      return false;  // one is enough
-    });
-    if (!holds) continue;
-    const auto there = memory_.ReadRegistered(part.start, part.end);
-    if (!there.ok()) continue;
-    for (const MapEntry& mapping : *there)
-      arrived.Add(std::max(part.start, mapping.start), std::min(part.end, mapping.end));
-  }
-  return arrived;
-}
-
+// (H25). Such an UNMAP spares what arrived. It is known by a departure of just this range; or, which takes
+// two threads that meet within the kernel, by what was registered at the place when an arrival there was
+// applied: the kernel could not have moved a mapping there otherwise. Where two UNMAPs are awaited their
+// order does not matter, since each is counted.
 void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped) {
-  const std::vector<AddressRange> gone = ArrivedSince(start, end).Gaps(start, end);
+  Moves moves = CurrentMoves();
+  bool late = false;
+  bool changed = false;
+  const auto departure = std::find_if(
+      std::begin(moves.departures), std::end(moves.departures),
+      [&](const Moves::Departure& candidate) { return candidate.start == start && candidate.end == end; });
+  if (departure != std::end(moves.departures)) {
+    *departure = {};
+    late = changed = true;
+  } else {
+    RangeSet announced;  // of which no arrival was told yet
+    announced.Add(start, end);
+    std::sort(std::begin(moves.arrivals), std::end(moves.arrivals),
+              [](const Moves::Arrival& a, const Moves::Arrival& b) { return a.number < b.number; });
+    for (Moves::Arrival& arrival : moves.arrivals) {
+      for (const AddressRange& part : announced.Intersect(arrival.late_start, arrival.late_end)) {
+        announced.Remove(part.start, part.end);
+        // Several mappings may have been there, each with an UNMAP of its own.
+        if (part.start <= arrival.late_start) {
+          arrival.late_start = part.end;
+        } else {
+          arrival.late_end = part.start;
+        }
+        late = changed = true;
+      }
+    }
+  }
+  RangeSet arrived;
+  for (const Moves::Arrival& arrival : moves.arrivals) {
+    if (late) arrived.Add(arrival.start, arrival.end);
+  }
+  const std::vector<AddressRange> gone = arrived.Gaps(start, end);
   for (const AddressRange& range : gone) {
     Drop(range.start, range.end, dropped);
     ZP_PAUSE_POINT("unmap.dropped");
     registered_.Remove(range.start, range.end);
     Undoom(range.start, range.end);
+    changed |= TakeOut(range, &moves);
   }
-  const auto before = Arrivals();
-  if (std::all_of(before.begin(), before.end(), [](const Arrival& arrival) { return arrival.empty(); }))
-    return;
-  // Once: an UNMAP that was awaited has come.
-  std::array<Arrival, kArrivals> after;
-  std::copy(before.begin(), before.end(), after.begin());
-  std::sort(after.begin(), after.end(),
-            [](const Arrival& a, const Arrival& b) { return a.number < b.number; });
-  RangeSet announced;  // of which nobody was told yet
-  announced.Add(start, end);
-  for (Arrival& arrival : after) {
-    if (arrival.empty()) continue;
-    RangeSet left;
-    left.Add(arrival.start, arrival.end);
-    for (const AddressRange& range : gone) left.Remove(range.start, range.end);
-    const auto parts = announced.Intersect(arrival.late_start, arrival.late_end);
-    for (const AddressRange& part : parts) {
-      announced.Remove(part.start, part.end);
-      // Several mappings may have been there, each with an UNMAP of its own.
-      if (part.start <= arrival.late_start) {
-        arrival.late_start = part.end;
-      } else {
-        arrival.late_end = part.start;
-      }
-    }
-    arrival.start = left.empty() ? 0 : left.All().front().start;
-    arrival.end = left.empty() ? 0 : left.All().back().end;
-  }
-  StoreArrivals(after, ClientTable::LoadProgress(record_).steps + 2);
+  if (changed) StoreMoves(moves, ClientTable::LoadProgress(record_).steps + 2);
 }
 
-std::span<const Arrival> Client::Arrivals() const {
-  return record_->arrivals[ClientTable::LoadProgress(record_).arrivals];
-}
+const Moves& Client::CurrentMoves() const { return record_->moves[ClientTable::LoadProgress(record_).moves]; }
 
-void Client::StoreArrivals(std::span<const Arrival> arrivals, uint32_t steps) {
-  const uint32_t other = 1 - ClientTable::LoadProgress(record_).arrivals;
-  std::copy(arrivals.begin(), arrivals.end(), record_->arrivals[other]);
+void Client::StoreMoves(const Moves& moves, uint32_t steps) {
+  const uint32_t other = 1 - ClientTable::LoadProgress(record_).moves;
+  record_->moves[other] = moves;
   ClientTable::StoreProgress(record_, {steps, other});
 }
 
 void Client::SetSteps(uint32_t steps) {
-  ClientTable::StoreProgress(record_, {steps, ClientTable::LoadProgress(record_).arrivals});
+  ClientTable::StoreProgress(record_, {steps, ClientTable::LoadProgress(record_).moves});
 }
 
-void Client::ForgetArrivals() {
-  for (Arrival& arrival : record_->arrivals[ClientTable::LoadProgress(record_).arrivals]) arrival.end = 0;
+void Client::ForgetMoves() {
+  Moves& moves = record_->moves[ClientTable::LoadProgress(record_).moves];
+  for (Moves::Arrival& arrival : moves.arrivals) arrival.end = arrival.late_end = 0;
+  for (Moves::Departure& departure : moves.departures) departure.end = 0;
 }
 
 void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
@@ -238,22 +255,12 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
   // Once: what lies there after a crash in the middle was moved there, and is registered.
   if (steps % 2 == 0) {
     Drop(to, to + bytes, dropped);
-    const auto before = Arrivals();
-    std::array<Arrival, kArrivals> after;
-    std::copy(before.begin(), before.end(), after.begin());
-    uint64_t last = 0;
-    for (const Arrival& arrival : after) last = std::max(last, arrival.number);
-    // Of those that nothing more is awaited of, the oldest is given up.
-    Arrival& place = *std::min_element(after.begin(), after.end(), [](const Arrival& a, const Arrival& b) {
-      const auto rank = [](const Arrival& arrival) {
-        return std::tuple(!arrival.empty(), arrival.has_late(), arrival.number);
-      };
-      return rank(a) < rank(b);
-    });
-    const auto known = registered_.set().Intersect(to, to + bytes);
-    place = {to, to + bytes, last + 1, known.empty() ? 0 : known.front().start,
-             known.empty() ? 0 : known.back().end};
-    StoreArrivals(after, steps + 1);
+    Moves moves = CurrentMoves();
+    (void)TakeOut({from, from + bytes}, &moves);
+    const std::vector<AddressRange> before = registered_.set().Intersect(to, to + bytes);
+    AddArrival({to, to + bytes}, before, &moves);
+    AddDeparture({from, from + bytes}, &moves);
+    StoreMoves(moves, steps + 1);
     ZP_PAUSE_POINT("remap.emptied");
   }
   // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What
@@ -265,9 +272,9 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
     if (batch_page_[n] >= from && batch_page_[n] < from + bytes) batch_page_[n] += to - from;
   }
   ZP_PAUSE_POINT("remap.moved");
-  // The kernel registers the new place whole (5.3). The old one was registered, known or not, and an UNMAP of
-  // it follows, if it goes.
-  registered_.Add(from, from + bytes);
+  // The kernel registers the new place whole (5.3). An UNMAP of the old one follows, if it goes; where it
+  // stays (MREMAP_DONTUNMAP) it is proven anew.
+  registered_.Remove(from, from + bytes);
   registered_.Add(to, to + bytes);
   zp::MutexLock lock(doomed_mu_);
   const auto moved = doomed_.Intersect(from, from + bytes);

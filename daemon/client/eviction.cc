@@ -188,10 +188,6 @@ bool Client::RegisterFor(const std::vector<uint64_t>& pages) {
       mapping = MappingAround(*maps, page, round > 0 ? &before : nullptr);
       if (mapping.empty()) continue;
       if (round > 0 && MappingAround(before, page, &before) == mapping) continue;
-      if (ArrivedAt(mapping)) {
-        accepted.Add(mapping.start, mapping.end);  // what arrived is ours already, and what grew with it
-        continue;
-      }
       asked = true;
       ever_registered_.store(true, std::memory_order_relaxed);
       if (uffd_.Register(mapping.start, mapping.end - mapping.start).ok())
@@ -218,16 +214,6 @@ bool Client::RegisterFor(const std::vector<uint64_t>& pages) {
   if (event_seq_ != seq) return false;
   for (const AddressRange& range : proven) registered_.Add(range.start, range.end);
   return true;
-}
-
-// Whether something was lately moved to where `range` is. If `range` is not it, its unmapping is still to be
-// read, and a mapping that is there instead must not look like it.
-bool Client::ArrivedAt(const AddressRange& range) {
-  zp::ReaderLock lock(meta_mu_);
-  const auto arrivals = Arrivals();
-  return std::any_of(arrivals.begin(), arrivals.end(), [&](const Arrival& arrival) {
-    return range.start < arrival.end && arrival.start < range.end;
-  });
 }
 
 bool Client::IsOwn(const AddressRange& range) const {
@@ -345,6 +331,7 @@ uint64_t Client::FinishBatch(FaultScratch& scratch, std::vector<uint64_t>* busy)
 // behind its MOVE, or it may not know, since the kernel may move more pages than it says (H28). A page that
 // is in the application as well did not leave: staging was populated by mlockall (5.13).
 void Client::CollectStaged() {
+  if (channel_ == nullptr) return;  // a forked child has no staging
   std::vector<page_region> staged;
   const uint64_t start = ranges_.staging.start;
   uint64_t end = start;

@@ -40,7 +40,7 @@ bool IsRange(uint64_t start, uint64_t bytes) {
 }
 
 bool MakesSense(const ClientRecord& record, uint32_t id) {
-  if (record.id != id || record.progress.steps > 2 * kMessagesPerRead || record.progress.arrivals > 1 ||
+  if (record.id != id || record.progress.steps > 2 * kMessagesPerRead || record.progress.moves > 1 ||
       record.comm[sizeof(record.comm) - 1] != 0)
     return false;
   if (!IsRange(record.arena_start, record.arena_bytes) ||

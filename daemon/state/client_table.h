@@ -68,23 +68,29 @@ static_assert(sizeof(TableHeader) <= 4096);
 // A number that is kReserved is being attached or forked: nothing depends on it yet.
 enum class ClientState : uint32_t { kFree = 0, kLive = 1, kDying = 2, kReserved = 3 };
 
-// Where something arrived by mremap, while changes may be under way that were made before it.
-struct Arrival {
-  uint64_t start, end;  // empty: nothing did
-  uint64_t number;      // they are counted
-  // What was registered there before, so that its unmapping is still to be read; empty: nothing.
-  uint64_t late_start, late_end;
-  bool empty() const { return start >= end; }
-  bool has_late() const { return late_start < late_end; }
+// What mremap moved lately: kept while an UNMAP may be read that is older than the mapping it would drop.
+struct Moves {
+  // Where something arrived.
+  struct Arrival {
+    uint64_t start, end;  // empty: nothing is there any more
+    uint64_t number;      // they are counted
+    // What was registered there before, so that its unmapping is still to be read; empty: nothing.
+    uint64_t late_start, late_end;
+  };
+  // From where something left, so that mremap's own UNMAP of just this is still to be read.
+  struct Departure {
+    uint64_t start, end;  // empty: a free place
+  };
+  Arrival arrivals[64];
+  Departure departures[48];
 };
-inline constexpr uint32_t kArrivals = 88;
 
-// How far the messages of a record are applied, and which of its two lists of arrivals counts: of one word,
-// since an event that changes the arrivals must not be taken for one that has not.
+// How far the messages of a record are applied, and which of its two Moves counts: of one word, since an
+// event that changes them must not be taken for one that has not.
 struct alignas(8) Progress {
-  // 2n: n messages; 2n+1: the next one, a REMAP, has also emptied its destination and noted the arrival.
+  // 2n: n messages; 2n+1: the next one, a REMAP, has also emptied its destination and noted the move.
   uint32_t steps;
-  uint32_t arrivals;  // 0 or 1
+  uint32_t moves;  // 0 or 1
 };
 
 struct ClientRecord {
@@ -108,8 +114,8 @@ struct ClientRecord {
   uint32_t ranges_used;  // of its places for ranges, so many had one in them once
   Progress progress;
   uffd_msg messages[kMessagesPerRead];  // taken from the kernel; the first whose `event` is 0 ends them
-  Arrival arrivals[2][kArrivals];
-  uint8_t reserved[728];
+  Moves moves[2];
+  uint8_t reserved[1112];
 };
 static_assert(sizeof(uffd_msg) == 32);
 static_assert(sizeof(ClientRecord) == 8192);

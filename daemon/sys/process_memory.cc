@@ -188,16 +188,6 @@ zp::Result<std::vector<MapEntry>> ProcessMemory::ReadWipeOnFork() const {
   return found;
 }
 
-zp::Result<std::vector<MapEntry>> ProcessMemory::ReadRegistered(uint64_t start, uint64_t end) const {
-  const std::string text = ZP_TRY(ReadAll(smaps_.get(), "reading smaps"));
-  std::vector<MapEntry> found;
-  ForEachFlags(text, [&](const MapEntry& entry, std::string_view flags) {
-    if (entry.start < end && start < entry.end && flags.find(" um") != std::string_view::npos)
-      found.push_back(entry);
-  });
-  return found;
-}
-
 zp::Result<uint64_t> ProcessMemory::ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,
                                                 std::vector<page_region>* out) const {
   constexpr size_t kRegions = 256;

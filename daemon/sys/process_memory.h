@@ -51,9 +51,6 @@ class ProcessMemory {
   bool IsPlainMemory(uint64_t start, uint64_t bytes) const;
   // Ranges with MADV_WIPEONFORK (VmFlags "wf"): a child must see zeros there (H11). Walks page tables: slow.
   zp::Result<std::vector<MapEntry>> ReadWipeOnFork() const;
-  // Mappings that overlap [start, end) and are registered with some userfaultfd for missing pages (VmFlags
-  // "um"). Slow, as ReadWipeOnFork.
-  zp::Result<std::vector<MapEntry>> ReadRegistered(uint64_t start, uint64_t end) const;
   // What is present or swapped out by the kernel, anonymous, not the shared zero page, within [start, end):
   // appended to `out` as page runs. At most 512 pages are looked at.
   zp::Status ScanOccupied(uint64_t start, uint64_t end, std::vector<page_region>* out) const;

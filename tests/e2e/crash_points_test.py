@@ -16,10 +16,8 @@ EVERYDAY = [
     "threads.listed", "register.maps_read", "register.asked", "event.taken", "event.applied",
     "fork.settled", "fork.cloned", "fork.published", "index.unlinked", "index.clone", "index.node_made", "index.node_linked", "index.slot_dropped",
     "frames.tagged", "frames.untagged", "handles.taken", "frames.populated", "frames.punched", "store.placed", "store.published", "release.unreferenced", "release.retired",
-    "release.freed",
+    "release.freed", "unmap.dropped", "remap.emptied", "remap.moved", "rekey.published", "ranges.begun", "ranges.written",
 ]
-# Where mappings move: in the long form, see deaths.verifier.
-MAPPINGS = ["unmap.dropped", "remap.emptied", "remap.moved", "rekey.published"]
 # Passed once, or a few times, in a daemon's life.
 ONCE = ["keeper.started", "attach.welcomed", "attach.published"]
 # Points of a successor: the first daemon is killed from outside.
@@ -73,7 +71,7 @@ def die_at(context, point, nth, kills_before=0):
 @case
 def known(context):
     """Every pause point of the sources is in a list here."""
-    listed = set(EVERYDAY) | set(MAPPINGS) | set(ONCE) | set(RECOVERY) | set(RARE) | set(DAMAGE)
+    listed = set(EVERYDAY) | set(ONCE) | set(RECOVERY) | set(RARE) | set(DAMAGE)
     there = points_in(context)
     check(there - listed == set() or not there, f"not listed: {sorted(there - listed)}")
     check(listed - there == set() or not there, f"not in the sources: {sorted(listed - there)}")
@@ -82,7 +80,7 @@ def known(context):
 @case
 def everyday(context):
     context.need_uzswap()
-    for point in EVERYDAY + MAPPINGS if context.long else some(context, EVERYDAY):
+    for point in some(context, EVERYDAY):
         for nth in (1, 17, 60) if context.long else (random.Random(f"{context.seed}{point}").choice((1, 2, 5)),):
             reached = die_at(context, point, nth)
             check(reached or nth > 5, f"{point} was never reached")

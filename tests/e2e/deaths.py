@@ -40,10 +40,7 @@ def supervised(context, *options):
 
 
 def verifier(context, daemon, megabytes, seconds, *more, share=0.3):
-    """A verifier under the daemon. In the short form without threads that move mappings about: among some dozens of deaths beside those one
-    has a wrong word still (daemon/DESIGN.md, "What a restart may lose"). The long form has them."""
-    if not context.long:
-        more = ("--no-maps", *more)
+    """A verifier under the daemon."""
     argv = [context.verifier, "--megabytes", megabytes, "--seconds", seconds, "--seed", context.seed, *more]
     return context.run_uzswap(argv, socket=daemon.socket, limit=int(megabytes * MIB * share))
 
