@@ -2,6 +2,7 @@
 import os
 import random
 import signal
+import threading
 import time
 
 import harness
@@ -60,6 +61,34 @@ def finish(context, daemon, programs, kills, evicted_at_least=1000):
     context.say(f"evicted {sum(c['evicted_pages'] for c in gone)} faults {sum(c['faults']['stored'] for c in gone)} corrupt {sum(c['refused']['corrupt'] for c in gone)}")
     check("cannot be taken over" not in daemon.stderr(), f"a client was given up\n{daemon.tail(60)}")
     daemon.stop()
+
+
+class Killer(threading.Thread):
+    """Kills the daemon at random times, `every` seconds apart on average, until it is told to stop."""
+
+    def __init__(self, context, daemon, every):
+        super().__init__(daemon=True)
+        self.daemon_, self.every, self.chance = daemon, every, random.Random(context.seed)
+        self.kills, self.error, self.ended = 0, None, threading.Event()
+        self.start()
+
+    def run(self):
+        try:
+            while not self.ended.wait(self.chance.uniform(0, 2 * self.every)):
+                pid = ask(self.daemon_)["daemon"]["pid"]
+                kill(pid)
+                self.kills += 1
+                until(lambda p=pid: ask(self.daemon_)["daemon"]["pid"] != p, 60, f"a successor of {pid}\n{self.daemon_.tail(60)}")
+        except Exception as error:  # told to who waits for us
+            self.error = error
+
+    def stop(self):
+        """How often it killed."""
+        self.ended.set()
+        self.join(120)
+        if self.error:
+            raise self.error
+        return self.kills
 
 
 def kill_while(context, daemon, programs, every):

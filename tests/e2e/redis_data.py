@@ -12,6 +12,8 @@ import random
 import re
 import socket
 
+from harness import check, until
+
 
 class Content:
     """The commands that fill a redis with about `megabytes`; the same for the same seed."""
@@ -177,3 +179,23 @@ def lz4_ratio(pid, pages=2000, seed=1):
             if raw >= pages * 4096:
                 break
     return raw / small if small else None
+
+
+def arguments(context, name, *more):
+    directory = context.tmp / name
+    directory.mkdir(exist_ok=True)
+    socket = directory / "redis.sock"
+    return ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no",
+            "--dir", str(directory), "--daemonize", "no", *more], str(socket)
+
+
+def connect(program, socket):
+    def attempt():
+        check(program.running(), f"redis-server ended early\n{program.tail()}\n{program.stdout().decode(errors='replace')[-2000:]}")
+        try:
+            client = Client(socket)
+            client("PING")
+            return client
+        except (OSError, RuntimeError):
+            return None
+    return until(attempt, 60, f"redis-server answers\n{program.tail()}")

@@ -6,27 +6,7 @@ import time
 
 import harness
 from harness import MIB, case, check, memory_of, until
-from redis_data import Client, Content, lz4_ratio
-
-
-def arguments(context, name, *more):
-    directory = context.tmp / name
-    directory.mkdir(exist_ok=True)
-    socket = directory / "redis.sock"
-    return ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no",
-            "--dir", str(directory), "--daemonize", "no", *more], str(socket)
-
-
-def connect(program, socket):
-    def attempt():
-        check(program.running(), f"redis-server ended early\n{program.tail()}\n{program.stdout().decode(errors='replace')[-2000:]}")
-        try:
-            client = Client(socket)
-            client("PING")
-            return client
-        except (OSError, RuntimeError):
-            return None
-    return until(attempt, 60, f"redis-server answers\n{program.tail()}")
+from redis_data import Content, arguments, connect, lz4_ratio
 
 
 def fill_native(context, content):
