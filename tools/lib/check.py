@@ -170,8 +170,8 @@ def lint_format(tally):
     return None
 
 
-def lint_tidy(tally, build, jobs):
-    """clang-tidy over the files of the build by clang. What passed is remembered in the build tree by the digest of all that went
+def lint_tidy(tally, build, jobs, with_tests):
+    """clang-tidy over the files of the build by clang; over those of the tests, which take as long again, if asked. What passed is remembered in the build tree by the digest of all that went
     into it (file, headers, flags, settings), so a second run reads only what changed."""
     tool = shutil.which("clang-tidy-14")
     if not tool or build.compiler == "g++":
@@ -186,7 +186,7 @@ def lint_tidy(tally, build, jobs):
     todo = {}
     for entry in json.loads(read(os.path.join(build.dir, "compile_commands.json")) or "[]"):
         path = os.path.normpath(os.path.join(entry["directory"], entry["file"]))
-        if not path.startswith(top) or path.startswith(top + "build"):
+        if not path.startswith(top) or path.startswith(top + "build") or (path.startswith(top + "tests") and not with_tests):
             continue
         digest = hashlib.sha256((settings + entry["command"]).encode())
         for name in [path, *headers.get(entry.get("output", ""), [])]:
@@ -463,7 +463,7 @@ def main():
             continue
         tally.ok(f"{build.name}/build", seconds_since(began))
         if tidies:
-            lint_tidy(tally, build, args.jobs)
+            lint_tidy(tally, build, args.jobs, args.long or "tidy" in args.suite or "lint" in args.suite)
         if testing:
             run_tests(tally, build, suites, args.long, args.jobs)
 
