@@ -60,10 +60,13 @@ end_idle:
     :: stale -> moved = 0
     fi
     FINE_STEP
-    /* MOVED unless the daemon, which overruled us, found it in staging. */
+    /* MOVED unless the daemon, which overruled us, found it in staging before. */
     stale = 0;
     if
     :: moved && result == NOT_REACHED -> result = MOVED
+#ifdef WITH_MISREPORT
+    :: moved -> result = REFUSED   /* the kernel said less than it did (H28) */
+#endif
     :: moved && result != NOT_REACHED
     :: !moved -> result = REFUSED
     fi;

@@ -31,7 +31,7 @@ byte owner[PLACES];
 #define SOME_TIME_LATER ;
 #endif
 #ifdef WITH_OVERTAKING
-#define MOMENTS_LATER } atomic {
+#define MOMENTS_LATER } atomic { true;
 #else
 #define MOMENTS_LATER ;
 #endif

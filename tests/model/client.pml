@@ -18,26 +18,28 @@ byte slot[ALL];
 byte taken[MEMORIES * TAKEN];             /* 0 ends them */
 byte steps[MEMORIES];                     /* message_steps */
 byte event_seq;
+bit registered[PLACES];
 bit arrived[PLACES];                      /* something was moved there lately, */
 bit late[PLACES];                         /* where something was registered: an UNMAP of that is still to be read */
+byte departed[PLACES];                    /* mremaps from there whose own UNMAP is still to be read */
 bit child_published;
 
 /* In the daemon's own memory. */
 bit reader_mu[MEMORIES];
 bit meta_exclusive[MEMORIES];
 byte meta_shared[MEMORIES];
-bit registered[PLACES];
 byte doomed[PLACES];                      /* the threads not yet seen outside madvise since; 0: not doomed */
 bit batch;                                /* one is in flight: of this page, decided at this sequence */
 byte batch_page, batch_seq;
 bit staging_dirty;
 bit child_watched;
-#if defined(CRASHES) && defined(WITH_REMAP)
-bit found[PLACES];                        /* found_registered_: what the mappings said at the restart, */
-bit found_holds;                          /* believed once a COPY succeeded */
-#define WAS_REGISTERED(p) (registered[p] || found_holds && found[p])
+bit stepped;                              /* the event at hand is counted already */
+
+/* Whether an UNMAP of the first memory's place is of what was there before it arrived. */
+#ifdef NO_MOVES
+#define IS_LATE(p) 0
 #else
-#define WAS_REGISTERED(p) registered[p]
+#define IS_LATE(p) ((departed[p] > 0 || late[p]) && arrived[p])
 #endif
 
 #define LOCK_SHARED(m) !meta_exclusive[m] -> meta_shared[m]++
@@ -67,22 +69,26 @@ inline overrule() {
     :: else
     fi
   }
-  gate = GATE_READER;
+  gate = GATE_READER
+}
+
+/* Client::CollectStaged: what is in staging has left, whatever was reported (H28). */
+inline collect() {
   if
-  :: atomic { staged != NONE && result != COPIED -> data = staged }
-     result = COPIED
+#ifdef NO_COLLECTION
+  :: result == MOVED -> data = staged; result = COPIED
+#else
+  :: result != COPIED && staged != NONE -> data = staged; result = COPIED
+#endif
   :: else
   fi
 }
 
-/* Client::SettleBatch, of the page in flight (SettledResult, StoreAlways). */
+/* Client::SettleBatch, of the page in flight (StoreAlways). */
 inline settle(at) {
   if
   :: slot[at] == STAGING ->
-     if
-     :: result == MOVED -> data = staged; result = COPIED
-     :: else
-     fi;
+     collect();
      slot[at] = (result == COPIED -> STORED(data) : EMPTY)
   :: else
   fi
@@ -95,30 +101,34 @@ inline apply(m, event) {
     if
     :: EVENT_TYPE(event) == UNMAP ->
        if
-#ifndef NO_ARRIVALS
-       :: d_step { m == 0 && arrived[EVENT_FROM(event)] && late[EVENT_FROM(event)] -> late[EVENT_FROM(event)] = 0 }
-       :: d_step {
-            m == 0 && arrived[EVENT_FROM(event)] && !late[EVENT_FROM(event)] && slot[EVENT_FROM(event)] != EMPTY &&
-            vma[EVENT_FROM(event)] == REGISTERED -> skip   /* whatever it was of, something of ours is there */
-          }
-#endif
+       :: m == 0 && IS_LATE(EVENT_FROM(event))
        :: else ->
           d_step {
             place_ = EVENT_FROM(event);
             slot[AT(m, place_)] = EMPTY;
             if
-            :: m == 0 ->
-               registered[place_] = 0;
-               doomed[place_] = 0;
-               arrived[place_] = 0;
-#if defined(CRASHES) && defined(WITH_REMAP)
-               found[place_] = 0;
-#endif
-               late[place_] = 0
+            :: m == 0 -> registered[place_] = 0; doomed[place_] = 0
             :: else
             fi
           }
-       fi
+       fi;
+       /* StoreMoves. */
+       d_step {
+         place_ = EVENT_FROM(event);
+         if
+         :: m == 0 ->
+            arrived[place_] = IS_LATE(place_);
+            if
+            :: departed[place_] > 0 -> departed[place_]--
+            :: else -> late[place_] = 0
+            fi
+         :: else
+         fi;
+#ifndef NO_STEPS_WITH_MOVES
+         steps[m] = 2 * (NEXT(m) + 1);
+         stepped = 1
+#endif
+       }
     :: EVENT_TYPE(event) == REMOVE ->
        d_step {
          place_ = EVENT_FROM(event);
@@ -135,9 +145,15 @@ inline apply(m, event) {
        if
        :: steps[m] % 2 == 0 ->
           slot[EVENT_TO(event)] = EMPTY;
+          d_step {
+            arrived[EVENT_FROM(event)] = 0;
+            departed[EVENT_FROM(event)]++;
+            late[EVENT_TO(event)] = late[EVENT_TO(event)] | registered[EVENT_TO(event)];
+            arrived[EVENT_TO(event)] = 1;
 #ifndef NO_SUBSTEP
-          steps[m]++
+            steps[m]++
 #endif
+          }
        :: else
        fi;
        /* OffsetIndex::Rekey: the target is published, then the source cleared. */
@@ -151,10 +167,9 @@ inline apply(m, event) {
          if
          :: batch && batch_page == EVENT_FROM(event) -> batch_page = EVENT_TO(event)
          :: else
-         fi;
-         arrived[EVENT_TO(event)] = 1;
-         late[EVENT_TO(event)] = late[EVENT_TO(event)] | WAS_REGISTERED(EVENT_TO(event))
+         fi
        }
+       registered[EVENT_FROM(event)] = 0;
        d_step {
          registered[EVENT_TO(event)] = 1;
          doomed[EVENT_TO(event)] = (doomed[EVENT_FROM(event)] > 0 -> EVERYBODY : 0)
@@ -172,6 +187,9 @@ inline apply(m, event) {
 #if PLACES > 1
           d_step { settle(1) }
 #endif
+#if PLACES > 2
+          d_step { settle(2) }
+#endif
 #endif
           /* The clone, published. A page in flight has no place in it. */
           d_step {
@@ -186,7 +204,12 @@ inline apply(m, event) {
        child_watched = 1
 #endif
     fi;
-    d_step { steps[m] = 2 * (NEXT(m) + 1) }
+    d_step {
+      if
+      :: !stepped -> steps[m] = 2 * (NEXT(m) + 1)
+      :: else -> stepped = 0
+      fi
+    }
   }
 }
 

@@ -82,11 +82,7 @@ refresh_threads:
     :: registered[p] -> goto begin
     :: else
     fi;
-    seq = event_seq;
-    if
-    :: arrived[p] -> goto prove
-    :: else
-    fi
+    seq = event_seq
   }
   atomic {
     printf("evictor: registers place %d\n", p);
@@ -95,7 +91,6 @@ refresh_threads:
     :: else
     fi
   }
-prove:
   /* IsRegistered: a ZEROPAGE tells. */
   atomic {
     !meta_exclusive[0] ->
@@ -165,10 +160,7 @@ begin:
 
   /* FinishBatch: FinishSlot, ReplaceStaging. */
   atomic {
-    if
-    :: result == MOVED -> data = staged; result = COPIED
-    :: else
-    fi;
+    collect();
     v = (result == COPIED -> STORED(data) : EMPTY);
     if
     :: true

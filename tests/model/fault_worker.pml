@@ -144,9 +144,15 @@ end_idle:
 #endif
     FINE_STEP
     d_step {
-#if defined(CRASHES) && defined(WITH_REMAP)
+#ifdef WITH_REMAP
+      /* Quiet: what moved is forgotten, here at once. */
       if
-      :: answer == OK && kind != GIVE -> found_holds = 1
+      :: answer == OK && kind != GIVE && m == 0 ->
+         place_ = 0;
+         do
+         :: place_ < PLACES -> arrived[place_] = 0; late[place_] = 0; departed[place_] = 0; place_++
+         :: else -> break
+         od
       :: else
       fi;
 #endif

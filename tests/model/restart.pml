@@ -11,11 +11,14 @@ inline die() {
   place_ = 0;
   do
   :: place_ < PLACES ->
-     registered[place_] = 0;
      doomed[place_] = 0;
-#ifdef NO_KEPT_ARRIVALS
+#ifdef NO_KEPT_REGISTERED
+     registered[place_] = 0;
+#endif
+#ifdef NO_KEPT_MOVES
      arrived[place_] = 0;
      late[place_] = 0;
+     departed[place_] = 0;
 #endif
      place_++
   :: else -> break
@@ -30,9 +33,7 @@ inline die() {
   batch_seq = 0;
   staging_dirty = 1;
   child_watched = 0;
-#ifdef WITH_REMAP
-  found_holds = 0;
-#endif
+  stepped = 0;
 #if MEMORIES > 1 && defined(NO_KEEPER)
   /* The last descriptor of the child's userfaultfd: its waiters go on, and what is missing reads as zeros (5.12, 6.4). */
   if
@@ -123,6 +124,9 @@ end_needless:
 #if PLACES > 1
        adopt(0, 1);
 #endif
+#if PLACES > 2
+       adopt(0, 2);
+#endif
 #if MEMORIES > 1
        adopt(1, 0);
 #endif
@@ -160,19 +164,15 @@ end_needless:
          :: else -> break
          od;
 #endif
-#ifdef WITH_REMAP
-         place_ = 0;
-         do
-         :: place_ < PLACES -> found[place_] = (vma[place_] == REGISTERED); place_++
-         :: else -> break
-         od;
-#endif
          gate = GATE_FREE
        }
 #ifndef NO_RETRY_OF_FILLING
        finish_filling(0, 0);
 #if PLACES > 1
        finish_filling(0, 1);
+#endif
+#if PLACES > 2
+       finish_filling(0, 2);
 #endif
 #if MEMORIES > 1
        finish_filling(1, 0);

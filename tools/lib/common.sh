@@ -42,6 +42,7 @@ sqlite3              sqlite3
 nodejs               node
 default-jdk-headless javac
 zstd                 zstd
+spin                 spin
 util-linux           setarch
 qemu-system-x86      qemu-system-x86_64
 busybox-static       busybox
