@@ -28,9 +28,14 @@ constexpr uint64_t kMergeGain = 8;
 Result<std::unique_ptr<ZsmallocPool>> ZsmallocPool::Create(FrameArena& arena, HandleTable& handles,
                                                            FrameOwner owner) {
   Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<uintptr_t>)));
-  ZsmallocPool* pool = new (std::nothrow) ZsmallocPool(arena, handles, owner, std::move(table));
-  if (pool == nullptr) return Error{Errc::kNoMemory, 0, "pool"};
-  return std::unique_ptr<ZsmallocPool>(pool);
+  std::unique_ptr<ZsmallocPool> pool(new (std::nothrow)
+                                         ZsmallocPool(arena, handles, owner, std::move(table)));
+  if (pool == nullptr || !pool->classes_.ok()) return Error{Errc::kNoMemory, 0, "pool"};
+  for (SizeClass& c : pool->classes_) {
+    MutexLock lock(c.mu);
+    c.stats.object_bytes = SizeClassGeometry::ObjectBytes(pool->classes_.NumberOf(c));
+  }
+  return pool;
 }
 
 ZsmallocPool::ZsmallocPool(FrameArena& arena, HandleTable& handles, FrameOwner owner, Mapping span_table)
@@ -38,14 +43,11 @@ ZsmallocPool::ZsmallocPool(FrameArena& arena, HandleTable& handles, FrameOwner o
       handles_(handles),
       owner_(owner),
       span_table_memory_(std::move(span_table)),
-      span_table_(reinterpret_cast<std::atomic<uintptr_t>*>(span_table_memory_.data())) {
-  for (uint32_t i = 0; i < kClassCount; ++i) {
-    MutexLock lock(classes_[i].mu);
-    classes_[i].stats.object_bytes = SizeClassGeometry::ObjectBytes(i);
-  }
-}
+      span_table_(reinterpret_cast<std::atomic<uintptr_t>*>(span_table_memory_.data())),
+      classes_(owner == FrameOwner::kStandby ? kClassCount - 1 : 0) {}
 
 ZsmallocPool::~ZsmallocPool() {
+  if (!classes_.ok()) return;
   Trim();
   for (SizeClass& c : classes_) {
     ZP_DCHECK(c.objects.load(std::memory_order_relaxed) == 0, "a pool is destroyed with objects in it");
@@ -55,6 +57,8 @@ ZsmallocPool::~ZsmallocPool() {
 Result<uint64_t> ZsmallocPool::Allocate(uint32_t length, Limits limits) {
   ZP_CHECK(length >= 1 && length <= kPageBytes, "length of an object");
   const uint32_t size_class = SizeClassGeometry::ClassOf(length);
+  // Not a check: a mover that goes by a span's tag may ask for what is no standby object any more.
+  if (size_class < classes_.first()) return Error{Errc::kInvalid, 0, "standby takes whole frames alone"};
   SizeClass& c = classes_[size_class];
   Zspage* fresh = nullptr;
   Claim claim;
@@ -181,8 +185,8 @@ SizeClassStats ZsmallocPool::class_stats(uint32_t size_class) const {
 
 ObjectPoolStats ZsmallocPool::stats() const {
   ObjectPoolStats total;
-  total.metadata_bytes = zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this);
-  for (uint32_t i = 0; i < kClassCount; ++i) {
+  total.metadata_bytes = zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this) + classes_.bytes();
+  for (uint32_t i = classes_.first(); i < kClassCount; ++i) {
     const SizeClassStats stats = class_stats(i);
     total.objects += stats.objects;
     total.stored_bytes += stats.stored_bytes;
@@ -677,7 +681,7 @@ ZsmallocPool::Choice ZsmallocPool::ChooseLocked(SizeClass& c, uint32_t waste_per
 }
 
 Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, Epochs& epochs) {
-  const uint32_t size_class = static_cast<uint32_t>(&c - classes_.data());
+  const uint32_t size_class = classes_.NumberOf(c);
   const uint64_t all = ~uint64_t{0};
   const Result<uint32_t> target =
       Reserve({choice.frames >= 64 ? all : (uint64_t{1} << choice.frames) - 1, size_class});
