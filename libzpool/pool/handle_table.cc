@@ -60,21 +60,10 @@ Result<std::unique_ptr<HandleTable>> HandleTable::Recover(UniqueFd fd) {
   if (entries == 0 || entries % kGrowEntries != 0 || entries > uint64_t{Handle::kMax} + kGrowEntries ||
       file.size() != TableBytes(entries))
     return Error{Errc::kInvalid, 0, "the size of a handle table"};
-  // All arrays have memory from their start on, in steps; a step that was not finished was not used yet.
-  const auto present = [&](uint64_t begin, uint64_t entry_bytes) -> Result<uint64_t> {
-    const MemoryFile::Extent extent = ZP_TRY(file.NextExtent(begin));
-    const uint64_t bytes = extent.begin == begin ? extent.end - begin : 0;
-    return std::min(bytes / entry_bytes, entries) / kGrowEntries * kGrowEntries;
-  };
-  const uint64_t populated = std::min({ZP_TRY(present(kPageBytes, sizeof(HandleEntry))),
-                                       ZP_TRY(present(ChecksumsAt(entries), sizeof(uint32_t))),
-                                       ZP_TRY(present(ReferencesAt(entries), sizeof(uint16_t)))});
-  if (populated < entries) {
-    file.Punch(kPageBytes + populated * sizeof(HandleEntry), (entries - populated) * sizeof(HandleEntry));
-    file.Punch(ChecksumsAt(entries) + populated * sizeof(uint32_t), (entries - populated) * sizeof(uint32_t));
-    file.Punch(ReferencesAt(entries) + populated * sizeof(uint16_t),
-               (entries - populated) * sizeof(uint16_t));
-  }
+  const uint64_t populated = ZP_TRY(file.KeepWholeSteps({{kPageBytes, sizeof(HandleEntry)},
+                                                         {ChecksumsAt(entries), sizeof(uint32_t)},
+                                                         {ReferencesAt(entries), sizeof(uint16_t)}},
+                                                        entries, kGrowEntries));
   std::unique_ptr<HandleTable> table(new (std::nothrow) HandleTable(
       std::move(file), static_cast<uint32_t>(std::min<uint64_t>(entries, uint64_t{Handle::kMax} + 1))));
   if (table == nullptr) return Error{Errc::kNoMemory, 0, "handle table"};
