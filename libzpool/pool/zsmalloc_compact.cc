@@ -56,7 +56,9 @@ ZsmallocPool::Choice ZsmallocPool::ChooseLocked(SizeClass& c, uint32_t waste_per
   for (int group = 0; group < static_cast<int>(FullnessGroup::kFull); ++group) {
     Zspage* zspage = c.groups[static_cast<size_t>(group)].front();
     for (; zspage != nullptr && merge.count < kMergeSpans; zspage = GroupList::Next(zspage)) {
-      if (zspage->pins != 0 || zspage->punching() != 0 || zspage->live() == 0) continue;
+      // What cannot be isolated would stay, and the others be packed anew for nothing, again and again.
+      if (zspage->pins != 0 || zspage->punching() != 0 || zspage->live() == 0 || zspage->HasUnbound())
+        continue;
       if (merge.count == 0 && group < static_cast<int>(FullnessGroup::kAlmostFull)) {
         UnlinkLocked(c, zspage);
         zspage->isolated = true;
