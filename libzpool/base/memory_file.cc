@@ -66,6 +66,20 @@ Result<MemoryFile::Extent> MemoryFile::NextExtent(uint64_t from) const {
   return begin < end ? Extent{begin, end} : none;
 }
 
+Result<uint64_t> MemoryFile::KeepWholeSteps(std::initializer_list<GrownArray> arrays, uint64_t count,
+                                            uint64_t step) {
+  uint64_t kept = count;
+  for (const GrownArray& array : arrays) {
+    const Extent extent = ZP_TRY(NextExtent(array.begin));
+    const uint64_t present = extent.begin == array.begin ? extent.end - extent.begin : 0;
+    kept = std::min(kept, present / array.element_bytes / step * step);
+  }
+  if (kept == count) return kept;
+  for (const GrownArray& array : arrays)
+    Punch(array.begin + kept * array.element_bytes, (count - kept) * array.element_bytes);
+  return kept;
+}
+
 Status MemoryFile::Populate(uint64_t offset, uint64_t bytes) {
   ZP_DCHECK(offset % kPageBytes == 0 && offset + bytes <= size(), "populate outside of the file");
   while (::madvise(data() + offset, bytes, MADV_POPULATE_WRITE) != 0) {

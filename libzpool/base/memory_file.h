@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include "libzpool/base/fd.h"
@@ -60,6 +61,15 @@ class MemoryFile {
   // The first run at or behind the page at `from`, to its end; empty if there is none. A look at the file
   // that touches no page.
   Result<Extent> NextExtent(uint64_t from) const;
+
+  // Of arrays that get memory from their start on, `step` elements of each at a time: how many elements have
+  // it in all of them, in whole steps. A step that was not finished was not used yet; it is given back, and
+  // whatever lies behind. Each has `count` elements, a multiple of `step`; a step is whole pages of each.
+  struct GrownArray {
+    uint64_t begin = 0;  // in the file
+    uint64_t element_bytes = 0;
+  };
+  Result<uint64_t> KeepWholeSteps(std::initializer_list<GrownArray> arrays, uint64_t count, uint64_t step);
 
   // Makes the pages of [offset, offset+bytes) present (both multiples of 4096); those that are stay as they
   // are. kNoMemory: some may be present, all harmless; Punch gives them back. A system call; may sleep.

@@ -50,18 +50,8 @@ Result<std::unique_ptr<IndexArena>> IndexArena::Recover(UniqueFd fd) {
   if (nodes == 0 || nodes % kGrowNodes != 0 || nodes > uint64_t{1} << kIndexNodeBits ||
       file.size() != NodesOffset(nodes) + nodes * kIndexNodeBytes)
     return Error{Errc::kInvalid, 0, "the number of nodes of an index"};
-  // Both arrays have memory from their start on, in steps; a step that was not finished was not used yet.
-  const auto present = [&](uint64_t begin, uint64_t node_bytes) -> Result<uint64_t> {
-    const MemoryFile::Extent extent = ZP_TRY(file.NextExtent(begin));
-    const uint64_t bytes = extent.begin == begin ? extent.end - begin : 0;
-    return std::min(bytes / node_bytes, nodes) / kGrowNodes * kGrowNodes;
-  };
-  const uint64_t populated = std::min(ZP_TRY(present(kPageBytes, sizeof(uint64_t))),
-                                      ZP_TRY(present(NodesOffset(nodes), kIndexNodeBytes)));
-  if (populated < nodes) {
-    file.Punch(kPageBytes + populated * sizeof(uint64_t), (nodes - populated) * sizeof(uint64_t));
-    file.Punch(NodesOffset(nodes) + populated * kIndexNodeBytes, (nodes - populated) * kIndexNodeBytes);
-  }
+  const uint64_t populated = ZP_TRY(file.KeepWholeSteps(
+      {{kPageBytes, sizeof(uint64_t)}, {NodesOffset(nodes), kIndexNodeBytes}}, nodes, kGrowNodes));
   std::unique_ptr<IndexArena> arena(new (std::nothrow)
                                         IndexArena(std::move(file), static_cast<uint32_t>(nodes)));
   if (arena == nullptr) return Error{Errc::kNoMemory, 0, "index arena"};

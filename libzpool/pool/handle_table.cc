@@ -9,12 +9,15 @@
 namespace zp {
 namespace {
 
-constexpr uint32_t kHandlesLayoutVersion = 1;
-// Entries populated at a time: 64 KiB and 32 KiB of memory, a system call per 4096 stores.
-constexpr uint32_t kGrowEntries = 4096;
-static_assert(kGrowEntries * sizeof(uint64_t) % kPageBytes == 0);
+constexpr uint32_t kHandlesLayoutVersion = 2;
+// Entries populated at a time: 32, 8 and 4 KiB of memory, three system calls per 2048 stores.
+constexpr uint32_t kGrowEntries = 2048;
+static_assert(kGrowEntries * sizeof(uint16_t) % kPageBytes == 0);
 
-uint64_t ParallelOffset(uint64_t entries) { return kPageBytes + entries * sizeof(HandleEntry); }
+// Where the arrays begin in a table of `entries`, and where the last of them ends.
+uint64_t ChecksumsAt(uint64_t entries) { return kPageBytes + entries * sizeof(HandleEntry); }
+uint64_t ReferencesAt(uint64_t entries) { return ChecksumsAt(entries) + entries * sizeof(uint32_t); }
+uint64_t TableBytes(uint64_t entries) { return ReferencesAt(entries) + entries * sizeof(uint16_t); }
 
 // A free entry's word: the next free handle where the offset would be, and the generation that the next use
 // will have.
@@ -36,8 +39,8 @@ Result<std::unique_ptr<HandleTable>> HandleTable::Create(uint64_t max_entries) {
   // Entry 0 is no handle. Whole growth steps, so that populating stays in the array.
   const uint64_t wanted = std::min<uint64_t>(max_entries, Handle::kMax) + 1;
   const uint64_t entries = (wanted + kGrowEntries - 1) / kGrowEntries * kGrowEntries;
-  MemoryFile file = ZP_TRY(MemoryFile::Create("uzswap-handles", FileKind::kHandles, kHandlesLayoutVersion,
-                                              ParallelOffset(entries) + entries * sizeof(uint64_t)));
+  MemoryFile file = ZP_TRY(
+      MemoryFile::Create("uzswap-handles", FileKind::kHandles, kHandlesLayoutVersion, TableBytes(entries)));
   file.header().params[0] = entries;
   return std::unique_ptr<HandleTable>(new HandleTable(std::move(file), static_cast<uint32_t>(wanted)));
 }
@@ -45,29 +48,22 @@ Result<std::unique_ptr<HandleTable>> HandleTable::Create(uint64_t max_entries) {
 HandleTable::HandleTable(MemoryFile file, uint32_t max_index)
     : file_(std::move(file)),
       entries_(reinterpret_cast<HandleEntry*>(file_.data() + kPageBytes)),
-      parallel_(
-          reinterpret_cast<std::atomic<uint64_t>*>(file_.data() + ParallelOffset(file_.header().params[0]))),
+      checksums_(
+          reinterpret_cast<std::atomic<uint32_t>*>(file_.data() + ChecksumsAt(file_.header().params[0]))),
+      references_(
+          reinterpret_cast<std::atomic<uint16_t>*>(file_.data() + ReferencesAt(file_.header().params[0]))),
       max_index_(max_index) {}
 
 Result<std::unique_ptr<HandleTable>> HandleTable::Recover(UniqueFd fd) {
   MemoryFile file = ZP_TRY(MemoryFile::Adopt(std::move(fd), FileKind::kHandles, kHandlesLayoutVersion));
   const uint64_t entries = file.header().params[0];
   if (entries == 0 || entries % kGrowEntries != 0 || entries > uint64_t{Handle::kMax} + kGrowEntries ||
-      file.size() != ParallelOffset(entries) + entries * sizeof(uint64_t))
+      file.size() != TableBytes(entries))
     return Error{Errc::kInvalid, 0, "the size of a handle table"};
-  // Both arrays have memory from their start on, in steps; a step that was not finished was not used yet.
-  const auto present = [&](uint64_t begin, uint64_t entry_bytes) -> Result<uint64_t> {
-    const MemoryFile::Extent extent = ZP_TRY(file.NextExtent(begin));
-    const uint64_t bytes = extent.begin == begin ? extent.end - begin : 0;
-    return std::min(bytes / entry_bytes, entries) / kGrowEntries * kGrowEntries;
-  };
-  const uint64_t populated = std::min(ZP_TRY(present(kPageBytes, sizeof(HandleEntry))),
-                                      ZP_TRY(present(ParallelOffset(entries), sizeof(uint64_t))));
-  if (populated < entries) {
-    file.Punch(kPageBytes + populated * sizeof(HandleEntry), (entries - populated) * sizeof(HandleEntry));
-    file.Punch(ParallelOffset(entries) + populated * sizeof(uint64_t),
-               (entries - populated) * sizeof(uint64_t));
-  }
+  const uint64_t populated = ZP_TRY(file.KeepWholeSteps({{kPageBytes, sizeof(HandleEntry)},
+                                                         {ChecksumsAt(entries), sizeof(uint32_t)},
+                                                         {ReferencesAt(entries), sizeof(uint16_t)}},
+                                                        entries, kGrowEntries));
   std::unique_ptr<HandleTable> table(new (std::nothrow) HandleTable(
       std::move(file), static_cast<uint32_t>(std::min<uint64_t>(entries, uint64_t{Handle::kMax} + 1))));
   if (table == nullptr) return Error{Errc::kNoMemory, 0, "handle table"};
@@ -76,20 +72,18 @@ Result<std::unique_ptr<HandleTable>> HandleTable::Recover(UniqueFd fd) {
   uint32_t end = std::min(static_cast<uint32_t>(populated), table->max_index_);
   while (end > 1 && table->entries_[end - 1].location.load(std::memory_order_relaxed) == 0) --end;
   table->next_fresh_.store(std::max(end, 1u), std::memory_order_release);
-  for (uint32_t i = 1; i < end; ++i) {
-    std::atomic<uint64_t>& word = table->parallel_[i];
-    word.store(word.load(std::memory_order_relaxed) >> 32 << 32, std::memory_order_relaxed);
-  }
+  for (uint32_t i = 1; i < end; ++i) table->references_[i].store(0, std::memory_order_relaxed);
   return table;
 }
 
 bool HandleTable::Adopt(Handle handle) {
   if (!Location::Decode(Lookup(handle)).is_readable()) return false;
-  std::atomic<uint64_t>& word = parallel(handle);
-  uint64_t before = word.load(std::memory_order_relaxed);
+  std::atomic<uint16_t>& count = references(handle);
+  uint16_t before = count.load(std::memory_order_relaxed);
   do {
-    if ((static_cast<uint32_t>(before >> kRefsShift) & kPinnedRefs) == kPinnedRefs) return true;
-  } while (!word.compare_exchange_weak(before, before + kOneRef, std::memory_order_relaxed));
+    if (before == kPinnedRefs) return true;
+  } while (
+      !count.compare_exchange_weak(before, static_cast<uint16_t>(before + 1), std::memory_order_relaxed));
   return true;
 }
 
@@ -112,7 +106,8 @@ Result<Handle> HandleTable::Insert(const Location& location, const Owner& owner,
   published.state = EntryState::kLive;
   published.generation = Location::Decode(entry.location.load(std::memory_order_relaxed)).generation;
   entry.owner.store(owner.Encode(), std::memory_order_relaxed);
-  parallel_[index].store((uint64_t{checksum} << 32) | kOneRef, std::memory_order_relaxed);
+  checksums_[index].store(checksum, std::memory_order_relaxed);
+  references_[index].store(1, std::memory_order_relaxed);
   ZP_PAUSE_POINT("handles.taken");
   // The publication: whoever sees this word sees the object's bytes and the words above.
   entry.location.store(published.Encode(), std::memory_order_release);
@@ -120,40 +115,38 @@ Result<Handle> HandleTable::Insert(const Location& location, const Owner& owner,
 }
 
 Status HandleTable::Ref(Handle handle) {
-  std::atomic<uint64_t>& word = parallel(handle);
-  uint64_t before = word.load(std::memory_order_relaxed);
+  std::atomic<uint16_t>& count = references(handle);
+  uint16_t before = count.load(std::memory_order_relaxed);
   do {
-    const uint32_t count = static_cast<uint32_t>(before >> kRefsShift) & kPinnedRefs;
-    ZP_CHECK(count > 0, "reference to a stale handle");
-    if (count == kPinnedRefs) return OkStatus();
-    if (count == kMaxRefs) return Error{Errc::kNoMemory, 0, "references to an object"};
-  } while (!word.compare_exchange_weak(before, before + kOneRef, std::memory_order_relaxed));
+    ZP_CHECK(before > 0, "reference to a stale handle");
+    if (before == kPinnedRefs) return OkStatus();
+    if (before == kMaxRefs) return Error{Errc::kNoMemory, 0, "references to an object"};
+  } while (
+      !count.compare_exchange_weak(before, static_cast<uint16_t>(before + 1), std::memory_order_relaxed));
   return OkStatus();
 }
 
 void HandleTable::RefOrPin(Handle handle) {
-  std::atomic<uint64_t>& word = parallel(handle);
-  uint64_t before = word.load(std::memory_order_relaxed);
+  std::atomic<uint16_t>& count = references(handle);
+  uint16_t before = count.load(std::memory_order_relaxed);
   do {
-    const uint32_t count = static_cast<uint32_t>(before >> kRefsShift) & kPinnedRefs;
-    ZP_CHECK(count > 0, "reference to a stale handle");
-    if (count == kPinnedRefs) return;
+    ZP_CHECK(before > 0, "reference to a stale handle");
+    if (before == kPinnedRefs) return;
     // From 65534 this reaches the pinned value, which Unref leaves alone.
-  } while (!word.compare_exchange_weak(before, before + kOneRef, std::memory_order_relaxed));
+  } while (
+      !count.compare_exchange_weak(before, static_cast<uint16_t>(before + 1), std::memory_order_relaxed));
 }
 
 bool HandleTable::Unref(Handle handle) {
-  std::atomic<uint64_t>& word = parallel(handle);
-  uint64_t before = word.load(std::memory_order_relaxed);
-  uint32_t count = 0;
+  std::atomic<uint16_t>& count = references(handle);
+  uint16_t before = count.load(std::memory_order_relaxed);
   do {
-    count = static_cast<uint32_t>(before >> kRefsShift) & kPinnedRefs;
-    ZP_CHECK(count > 0, "release of a stale handle");
-    if (count == kPinnedRefs) return false;
+    ZP_CHECK(before > 0, "release of a stale handle");
+    if (before == kPinnedRefs) return false;
     // Release: what this holder did with the object is done before the last one frees it.
-  } while (!word.compare_exchange_weak(before, before - kOneRef, std::memory_order_acq_rel,
-                                       std::memory_order_relaxed));
-  return count == 1;
+  } while (!count.compare_exchange_weak(before, static_cast<uint16_t>(before - 1), std::memory_order_acq_rel,
+                                        std::memory_order_relaxed));
+  return before == 1;
 }
 
 Location HandleTable::Retire(Handle handle) {
@@ -183,7 +176,8 @@ void HandleTable::Recycle(Handle handle) {
 }
 
 uint64_t HandleTable::metadata_bytes() const {
-  return kPageBytes + populated_.load(std::memory_order_relaxed) * (sizeof(HandleEntry) + sizeof(uint64_t));
+  return kPageBytes + populated_.load(std::memory_order_relaxed) *
+                          (sizeof(HandleEntry) + sizeof(uint32_t) + sizeof(uint16_t));
 }
 
 Result<uint32_t> HandleTable::Take() {
@@ -218,8 +212,9 @@ Status HandleTable::GrowFor(uint32_t index) {
   const uint32_t present = populated_.load(std::memory_order_relaxed);
   if (index < present) return OkStatus();
   ZP_TRY(file_.Populate(kPageBytes + present * sizeof(HandleEntry), kGrowEntries * sizeof(HandleEntry)));
-  ZP_TRY(file_.Populate(ParallelOffset(file_.header().params[0]) + present * sizeof(uint64_t),
-                        kGrowEntries * sizeof(uint64_t)));
+  const uint64_t entries = file_.header().params[0];
+  ZP_TRY(file_.Populate(ChecksumsAt(entries) + present * sizeof(uint32_t), kGrowEntries * sizeof(uint32_t)));
+  ZP_TRY(file_.Populate(ReferencesAt(entries) + present * sizeof(uint16_t), kGrowEntries * sizeof(uint16_t)));
   populated_.store(present + kGrowEntries, std::memory_order_release);
   return OkStatus();
 }

@@ -22,22 +22,19 @@ struct HandleEntry {
   std::atomic<uint64_t> owner;
 };
 static_assert(sizeof(HandleEntry) == 16 && std::atomic<uint64_t>::is_always_lock_free);
+static_assert(sizeof(std::atomic<uint32_t>) == 4 && std::atomic<uint32_t>::is_always_lock_free);
+static_assert(sizeof(std::atomic<uint16_t>) == 2 && std::atomic<uint16_t>::is_always_lock_free);
 static_assert(offsetof(HandleEntry, location) == 0 && offsetof(HandleEntry, owner) == 8);
 
 // Idea: a handle is an index; its entry says where the object lies and whose page it is, and one store to
 //   the location word publishes the object. After a crash the entries in state live are the truth; free
 //   lists and counters are made from them.
-// Layout of the file: [ header page | entries, 16 B each | parallel words, 8 B each ], both arrays reserved
-//   at full length and populated in steps, so the table grows without moving. The parallel word:
-//
-//    63            32 31      16 15       0
-//   +----------------+----------+----------+
-//   |  checksum (32) | refs (16)| spare(16)|
-//   +----------------+----------+----------+
-//
-// Cost: 24 bytes per entry. Entries freed are used again last-in first-out; their memory is kept.
+// Layout of the file: [ header page | entries, 16 B each | checksums, 4 B each | references, 2 B each ], the
+//   arrays reserved at full length and populated in steps, so the table grows without moving. References: how
+//   many there are; 65535: the object is pinned for ever.
+// Cost: 22 bytes per entry. Entries freed are used again last-in first-out; their memory is kept.
 // Threads: everything may be called at any time. Lookup, allocation and freeing are lock-free; growth takes
-//   a mutex and makes a system call every 4096 entries.
+//   a mutex and makes three system calls every 2048 entries.
 // Locks: grow_mu_ is a leaf.
 // Failure: a stale handle is met as state free in Lookup, and is a ZP_CHECK in Ref, Unref and Retire.
 class HandleTable {
@@ -84,12 +81,10 @@ class HandleTable {
   }
 
   uint32_t checksum(Handle handle) const {
-    return static_cast<uint32_t>(parallel(handle).load(std::memory_order_relaxed) >> 32);
+    ZP_CHECK(InBounds(handle), "a handle that never was");
+    return checksums_[handle.value()].load(std::memory_order_relaxed);
   }
-  uint32_t refs(Handle handle) const {
-    return static_cast<uint32_t>(parallel(handle).load(std::memory_order_acquire) >> kRefsShift) &
-           kPinnedRefs;
-  }
+  uint32_t refs(Handle handle) const { return references(handle).load(std::memory_order_acquire); }
   Owner owner(Handle handle) const {
     return Owner::Decode(entry(handle).owner.load(std::memory_order_relaxed));
   }
@@ -118,10 +113,8 @@ class HandleTable {
   uint32_t high_water() const { return next_fresh_.load(std::memory_order_acquire); }
 
  private:
-  static constexpr unsigned kRefsShift = 16;
-  static constexpr uint64_t kOneRef = uint64_t{1} << kRefsShift;
-  static constexpr uint32_t kPinnedRefs = 0xffff;
-  static constexpr uint32_t kMaxRefs = kPinnedRefs - 1;
+  static constexpr uint16_t kPinnedRefs = 0xffff;
+  static constexpr uint16_t kMaxRefs = kPinnedRefs - 1;
 
   HandleTable(MemoryFile file, uint32_t max_index);
 
@@ -132,9 +125,9 @@ class HandleTable {
     ZP_CHECK(InBounds(handle), "a handle that never was");
     return entries_[handle.value()];
   }
-  std::atomic<uint64_t>& parallel(Handle handle) const {
+  std::atomic<uint16_t>& references(Handle handle) const {
     ZP_CHECK(InBounds(handle), "a handle that never was");
-    return parallel_[handle.value()];
+    return references_[handle.value()];
   }
   // A free entry in state reserved.
   Result<uint32_t> Take();
@@ -143,7 +136,8 @@ class HandleTable {
 
   MemoryFile file_;
   HandleEntry* const entries_;
-  std::atomic<uint64_t>* const parallel_;
+  std::atomic<uint32_t>* const checksums_;
+  std::atomic<uint16_t>* const references_;
   const uint32_t max_index_;  // handles are below it
 
   // {times changed : 32, first free handle : 32}; the count keeps a stale compare-and-swap from succeeding.

@@ -5,8 +5,6 @@
 #include <new>
 #include <utility>
 
-#include "libzpool/base/pause_point.h"
-
 namespace zp {
 namespace {
 
@@ -20,17 +18,20 @@ constexpr uint64_t kIdleShareOfPool = 64;
 // Zspages looked at per fullness group. More than one only when all free slots of the first lie in frames
 // that are being punched.
 constexpr int kZspagesTried = 4;
-// Zspages are packed anew if that frees one of so many of their frames.
-constexpr uint64_t kMergeGain = 8;
 
 }  // namespace
 
 Result<std::unique_ptr<ZsmallocPool>> ZsmallocPool::Create(FrameArena& arena, HandleTable& handles,
                                                            FrameOwner owner) {
   Mapping table = ZP_TRY(Mapping::Anonymous(arena.span_count() * sizeof(std::atomic<uintptr_t>)));
-  ZsmallocPool* pool = new (std::nothrow) ZsmallocPool(arena, handles, owner, std::move(table));
-  if (pool == nullptr) return Error{Errc::kNoMemory, 0, "pool"};
-  return std::unique_ptr<ZsmallocPool>(pool);
+  std::unique_ptr<ZsmallocPool> pool(new (std::nothrow)
+                                         ZsmallocPool(arena, handles, owner, std::move(table)));
+  if (pool == nullptr || !pool->classes_.ok()) return Error{Errc::kNoMemory, 0, "pool"};
+  for (SizeClass& c : pool->classes_) {
+    MutexLock lock(c.mu);
+    c.stats.object_bytes = SizeClassGeometry::ObjectBytes(pool->classes_.NumberOf(c));
+  }
+  return pool;
 }
 
 ZsmallocPool::ZsmallocPool(FrameArena& arena, HandleTable& handles, FrameOwner owner, Mapping span_table)
@@ -38,14 +39,11 @@ ZsmallocPool::ZsmallocPool(FrameArena& arena, HandleTable& handles, FrameOwner o
       handles_(handles),
       owner_(owner),
       span_table_memory_(std::move(span_table)),
-      span_table_(reinterpret_cast<std::atomic<uintptr_t>*>(span_table_memory_.data())) {
-  for (uint32_t i = 0; i < kClassCount; ++i) {
-    MutexLock lock(classes_[i].mu);
-    classes_[i].stats.object_bytes = SizeClassGeometry::ObjectBytes(i);
-  }
-}
+      span_table_(reinterpret_cast<std::atomic<uintptr_t>*>(span_table_memory_.data())),
+      classes_(owner == FrameOwner::kStandby ? kClassCount - 1 : 0) {}
 
 ZsmallocPool::~ZsmallocPool() {
+  if (!classes_.ok()) return;
   Trim();
   for (SizeClass& c : classes_) {
     ZP_DCHECK(c.objects.load(std::memory_order_relaxed) == 0, "a pool is destroyed with objects in it");
@@ -55,6 +53,8 @@ ZsmallocPool::~ZsmallocPool() {
 Result<uint64_t> ZsmallocPool::Allocate(uint32_t length, Limits limits) {
   ZP_CHECK(length >= 1 && length <= kPageBytes, "length of an object");
   const uint32_t size_class = SizeClassGeometry::ClassOf(length);
+  // Not a check: a mover that goes by a span's tag may ask for what is no standby object any more.
+  if (size_class < classes_.first()) return Error{Errc::kInvalid, 0, "standby takes whole frames alone"};
   SizeClass& c = classes_[size_class];
   Zspage* fresh = nullptr;
   Claim claim;
@@ -181,8 +181,8 @@ SizeClassStats ZsmallocPool::class_stats(uint32_t size_class) const {
 
 ObjectPoolStats ZsmallocPool::stats() const {
   ObjectPoolStats total;
-  total.metadata_bytes = zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this);
-  for (uint32_t i = 0; i < kClassCount; ++i) {
+  total.metadata_bytes = zspage_bytes_.load(std::memory_order_relaxed) + sizeof(*this) + classes_.bytes();
+  for (uint32_t i = classes_.first(); i < kClassCount; ++i) {
     const SizeClassStats stats = class_stats(i);
     total.objects += stats.objects;
     total.stored_bytes += stats.stored_bytes;
@@ -401,345 +401,6 @@ void ZsmallocPool::DiscardZspage(Zspage* zspage) {
   zspage_bytes_.fetch_sub(Zspage::BytesOf(zspage->size_class()), std::memory_order_relaxed);
   Zspage::Destroy(zspage);
   arena_.FreeSpan(span);
-}
-
-// ---- moving
-
-ZsmallocPool::SizeClass* ZsmallocPool::ClassOf(uint32_t span) {
-  if (span >= arena_.span_count()) return nullptr;
-  const TableWord found = At(span);
-  return found.word == 0 ? nullptr : &classes_[found.size_class()];
-}
-
-Zspage* ZsmallocPool::FindLocked(SizeClass& c, uint32_t span) {
-  const TableWord found = At(span);
-  return found.word != 0 && &classes_[found.size_class()] == &c ? found.zspage() : nullptr;
-}
-
-std::optional<SpanShape> ZsmallocPool::ShapeOf(uint32_t span) {
-  SizeClass* c = ClassOf(span);
-  if (c == nullptr) return std::nullopt;
-  MutexLock lock(c->mu);
-  const Zspage* zspage = FindLocked(*c, span);
-  if (zspage == nullptr || zspage->isolated) return std::nullopt;
-  return SpanShape{zspage->occupied(), zspage->size_class()};
-}
-
-Result<uint32_t> ZsmallocPool::Reserve(const SpanShape& shape) {
-  const uint32_t count = static_cast<uint32_t>(std::popcount(shape.frames));
-  SizeClass& c = classes_[shape.size_class];
-  Zspage* const zspage = ZP_TRY(NewZspage(shape.size_class));
-  Status got = Error{Errc::kNoMemory, 0, "frames for a migration"};
-  if (arena_.TryTakeForMigration(count)) {
-    got = arena_.PopulateFresh(zspage->span(), shape.frames);
-    if (!got.ok()) arena_.Punch(zspage->span(), shape.frames);
-  }
-  if (!got.ok()) {
-    {
-      MutexLock lock(c.mu);
-      span_table_[zspage->span()].store(0, std::memory_order_release);
-    }
-    DiscardZspage(zspage);
-    return got.error();
-  }
-  MutexLock lock(c.mu);
-  ++c.stats.zspages;
-  c.stats.frames += count;
-  zspage->MarkTaken(shape.frames);
-  zspage->MarkPresent(shape.frames);
-  CountIdleLocked(c, std::popcount(zspage->idle()));
-  return zspage->span();
-}
-
-MigrateOutcome ZsmallocPool::Isolate(uint32_t span, const SpanShape& shape) {
-  SizeClass* c = ClassOf(span);
-  if (c == nullptr) return MigrateOutcome::kGone;
-  MutexLock lock(c->mu);
-  Zspage* zspage = FindLocked(*c, span);
-  if (zspage == nullptr) return MigrateOutcome::kGone;
-  if (zspage->isolated) return MigrateOutcome::kBusy;
-  if (zspage->pins != 0) return MigrateOutcome::kPinned;
-  if (zspage->size_class() != shape.size_class || (zspage->occupied() & ~shape.frames) != 0 ||
-      zspage->punching() != 0 || zspage->HasUnbound()) {
-    return MigrateOutcome::kBusy;
-  }
-  UnlinkLocked(*c, zspage);
-  zspage->isolated = true;
-  return MigrateOutcome::kMoved;
-}
-
-bool ZsmallocPool::MoveObject(Zspage* from, uint32_t slot, ZsmallocPool& pool, Zspage* to, uint32_t to_slot,
-                              Handle handle, uint64_t word) {
-  Location location = Location::Decode(word);
-  const int64_t length = location.length;
-  pool.arena_.Write(to->OffsetOf(to_slot), {arena_.At(from->OffsetOf(slot)), location.length});
-  to->SetHandle(to_slot, handle);
-  location.node = pool.arena_.node();
-  location.offset = to->OffsetOf(to_slot);
-  ZP_PAUSE_POINT("move.copied");
-  // Counted there before it can be freed there.
-  pool.classes_[to->size_class()].Count(1, length);
-  if (handles_.CompareExchangeLocation(handle, word, location.Encode())) {
-    classes_[from->size_class()].Count(-1, -length);
-    from->SetHandle(slot, kMovedAway);
-    return true;
-  }
-  pool.classes_[to->size_class()].Count(-1, -length);
-  return false;
-}
-
-Zspage::UsedWords ZsmallocPool::CopyUsed(const Zspage* zspage) {
-  SizeClass& c = classes_[zspage->size_class()];
-  MutexLock lock(c.mu);
-  return zspage->used_slots();
-}
-
-MigratedSpan ZsmallocPool::Migrate(uint32_t span, MovableOwner& target, uint32_t target_span,
-                                   const std::atomic<bool>* abort) {
-  return MoveSpan(span, static_cast<ZsmallocPool&>(target), target_span, nullptr, abort);
-}
-
-MigratedSpan ZsmallocPool::MoveSpan(uint32_t span, ZsmallocPool& pool, uint32_t target_span, uint32_t* packed,
-                                    const std::atomic<bool>* abort) {
-  // The caller's: both are isolated.
-  Zspage* const from = At(span).zspage();
-  Zspage* const to = pool.At(target_span).zspage();
-  ZP_CHECK(from != nullptr && to != nullptr && from->isolated && to->isolated &&
-               from->size_class() == to->size_class(),
-           "migration of spans that do not match");
-  // What there is to move; objects freed from now on are met below.
-  const Zspage::UsedWords used = CopyUsed(from);
-  // fn(slot, slot in the target) until it says no or the target has no more room.
-  const uint32_t first = packed != nullptr ? *packed : 0;
-  const uint32_t room = packed != nullptr ? to->RoomBelow(to->present()) : from->objects();
-  const auto for_each_slot = [&](auto&& fn) {
-    uint32_t next = first;
-    for (uint32_t word = 0; word < used.size(); ++word) {
-      for (uint64_t rest = used[word]; rest != 0; rest &= rest - 1) {
-        const uint32_t slot = word * 64 + static_cast<uint32_t>(std::countr_zero(rest));
-        if (next == room || !fn(slot, packed != nullptr ? next : slot)) return;
-        ++next;
-      }
-    }
-  };
-  {
-    SlotSet claimed;
-    for_each_slot([&](uint32_t, uint32_t to_slot) {
-      if (packed != nullptr) ++*packed;
-      to->Add(to_slot, &claimed);
-      to->PrepareMovedAway(to_slot);
-      return true;
-    });
-    SizeClass& c = pool.classes_[to->size_class()];
-    MutexLock lock(c.mu);
-    const int idle_before = std::popcount(to->idle());
-    to->OccupyAll(claimed);
-    pool.CountIdleLocked(c, std::popcount(to->idle()) - idle_before);
-  }
-  MigratedSpan result;
-  for_each_slot([&](uint32_t slot, uint32_t to_slot) {
-    ZP_PAUSE_POINT("migrate.object");
-    if (abort != nullptr && abort->load(std::memory_order_relaxed)) {
-      result.outcome = MigrateOutcome::kAborted;
-      return false;
-    }
-    const Handle handle = from->handle(slot);
-    const std::optional<uint64_t> word = handles_.LookupAt(handle, arena_.node(), from->OffsetOf(slot));
-    if (!word.has_value()) return true;
-    if (MoveObject(from, slot, pool, to, to_slot, handle, *word)) {
-      ++result.objects;
-      result.bytes += Location::Decode(*word).length;
-    } else {
-      to->SetHandle(to_slot, kMovedAway);
-    }
-    return true;
-  });
-  if (result.outcome != MigrateOutcome::kAborted) return result;
-  for_each_slot([&](uint32_t slot, uint32_t to_slot) {
-    if (from->handle(slot) != kMovedAway) return true;
-    const Handle handle = to->handle(to_slot);
-    const std::optional<uint64_t> word = handles_.LookupAt(handle, pool.arena_.node(), to->OffsetOf(to_slot));
-    if (!word.has_value()) return true;
-    Location location = Location::Decode(*word);
-    const int64_t length = location.length;
-    location.node = arena_.node();
-    location.offset = from->OffsetOf(slot);
-    from->SetHandle(slot, handle);
-    classes_[from->size_class()].Count(1, length);
-    if (handles_.CompareExchangeLocation(handle, *word, location.Encode())) {
-      pool.classes_[to->size_class()].Count(-1, -length);
-      to->SetHandle(to_slot, kMovedAway);
-    } else {
-      classes_[from->size_class()].Count(-1, -length);
-      from->SetHandle(slot, kMovedAway);  // freed there: here, too, then
-    }
-    return true;
-  });
-  result.objects = 0;
-  result.bytes = 0;
-  return result;
-}
-
-void ZsmallocPool::Putback(uint32_t span) {
-  Zspage* const zspage = At(span).zspage();
-  ZP_CHECK(zspage != nullptr && zspage->isolated, "putback of a span that is not isolated");
-  SizeClass& c = classes_[zspage->size_class()];
-  // Slots that their objects moved away from are nobody's but ours.
-  const Zspage::UsedWords used = CopyUsed(zspage);
-  SlotSet moved_away;
-  for (uint32_t word = 0; word < used.size(); ++word) {
-    for (uint64_t rest = used[word]; rest != 0; rest &= rest - 1) {
-      const uint32_t slot = word * 64 + static_cast<uint32_t>(std::countr_zero(rest));
-      if (zspage->handle(slot) == kMovedAway) zspage->Add(slot, &moved_away);
-    }
-  }
-  PunchBatch batch;
-  bool vacant = false;
-  {
-    MutexLock lock(c.mu);
-    const int idle_before = std::popcount(zspage->idle());
-    zspage->VacateAll(moved_away);
-    CountIdleLocked(c, std::popcount(zspage->idle()) - idle_before);
-    zspage->isolated = false;
-    vacant = DetachIfVacantLocked(c, zspage);
-    if (!vacant) {
-      RelinkLocked(c, zspage);
-      // No frame is on its way out, so with no object all that are taken are idle.
-      if (zspage->live() == 0) TakeIdleLocked(c, zspage, &batch);
-    }
-  }
-  if (vacant) DiscardZspage(zspage);
-  FinishPunch(c, &batch);
-}
-
-// ---- compaction
-
-bool ZsmallocPool::AddMoving(Zspage* from, uint32_t slot, const Claim& to, CompactBatch* batch) const {
-  const Handle handle = from->handle(slot);
-  const std::optional<uint64_t> word = handles_.LookupAt(handle, arena_.node(), from->OffsetOf(slot));
-  if (!word.has_value()) return false;
-  batch->objects[batch->count++] = {handle, *word, slot, to};
-  return true;
-}
-
-// All that is in `from`, or the first of it, into holes of others; it is in no list.
-bool ZsmallocPool::ChooseHolesLocked(SizeClass& c, Zspage* from, CompactBatch* batch) {
-  const uint32_t wanted = std::min(from->live(), kCompactObjects);
-  for (int at = from->HighestUsed(from->objects()); at >= 0 && batch->count < wanted;
-       at = from->HighestUsed(static_cast<uint32_t>(at))) {
-    Claim claim;
-    if (ClaimLocked(c, true, Limits::kKept, &claim) != ClaimOutcome::kClaimed) break;
-    if (!AddMoving(from, static_cast<uint32_t>(at), claim, batch)) VacateLocked(c, claim.zspage, claim.slot);
-  }
-  // Some may be on their way in or out; but if there was no room for most, the frames would not come free.
-  if (batch->count * 2 > wanted) return true;
-  for (uint32_t i = 0; i < batch->count; ++i)
-    VacateLocked(c, batch->objects[i].to.zspage, batch->objects[i].to.slot);
-  batch->count = 0;
-  return false;
-}
-
-ZsmallocPool::Choice ZsmallocPool::ChooseLocked(SizeClass& c, uint32_t waste_permille, CompactBatch* batch) {
-  const uint64_t object_bytes = c.stats.object_bytes;
-  const auto frames_for = [&](uint64_t objects) {
-    return (objects * object_bytes + kPageBytes - 1) / kPageBytes;
-  };
-  const uint64_t objects = c.objects.load(std::memory_order_relaxed);
-  const uint64_t in_use = c.stats.frames - c.stats.idle_frames;
-  if (in_use <= frames_for(objects) ||
-      (in_use - frames_for(objects)) * 1000 <= c.stats.frames * waste_permille)
-    return {};
-  Choice merge;
-  uint64_t live = 0;
-  uint64_t frames = 0;
-  for (int group = 0; group < static_cast<int>(FullnessGroup::kFull); ++group) {
-    Zspage* zspage = c.groups[static_cast<size_t>(group)].front();
-    for (; zspage != nullptr && merge.count < kMergeSpans; zspage = GroupList::Next(zspage)) {
-      if (zspage->pins != 0 || zspage->punching() != 0 || zspage->live() == 0) continue;
-      if (merge.count == 0 && group < static_cast<int>(FullnessGroup::kAlmostFull)) {
-        UnlinkLocked(c, zspage);
-        zspage->isolated = true;
-        Choice holes;
-        holes.from = zspage;
-        if (ChooseHolesLocked(c, zspage, batch)) return holes;
-        zspage->isolated = false;
-        RelinkLocked(c, zspage);
-      }
-      if (live + zspage->live() > zspage->objects()) break;
-      live += zspage->live();
-      frames += static_cast<uint64_t>(std::popcount(zspage->occupied()));
-      merge.spans[merge.count++] = zspage->span();
-    }
-  }
-  merge.frames = frames_for(live);
-  const bool gains = frames > merge.frames && (frames - merge.frames) * kMergeGain >= frames;
-  return gains ? merge : Choice{};
-}
-
-Compacted ZsmallocPool::Merge(SizeClass& c, const Choice& choice, Epochs& epochs) {
-  const uint32_t size_class = static_cast<uint32_t>(&c - classes_.data());
-  const uint64_t all = ~uint64_t{0};
-  const Result<uint32_t> target =
-      Reserve({choice.frames >= 64 ? all : (uint64_t{1} << choice.frames) - 1, size_class});
-  if (!target.ok()) return {};
-  Compacted result;
-  std::array<uint32_t, kMergeSpans> isolated;
-  uint32_t count = 0;
-  for (uint32_t i = 0; i < choice.count; ++i) {
-    if (Isolate(choice.spans[i], {all, size_class}) == MigrateOutcome::kMoved)
-      isolated[count++] = choice.spans[i];
-  }
-  uint32_t next = 0;
-  for (uint32_t i = 0; i < count; ++i) {
-    const MigratedSpan moved = MoveSpan(isolated[i], *this, *target, &next, nullptr);
-    result.objects += moved.objects;
-    result.bytes += moved.bytes;
-  }
-  ZP_PAUSE_POINT("compact.published");
-  epochs.Synchronize();
-  for (uint32_t i = 0; i < count; ++i) Putback(isolated[i]);
-  Putback(*target);
-  return result;
-}
-
-Compacted ZsmallocPool::Compact(uint32_t size_class, uint32_t waste_permille, Epochs& epochs) {
-  SizeClass& c = classes_[size_class];
-  CompactBatch batch;
-  Compacted result;
-  Choice choice;
-  {
-    MutexLock lock(c.mu);
-    choice = ChooseLocked(c, waste_permille, &batch);
-  }
-  Zspage* const from = choice.from;
-  if (from == nullptr) return choice.count == 0 ? result : Merge(c, choice, epochs);
-  for (uint32_t i = 0; i < batch.count; ++i) {
-    Moving& object = batch.objects[i];
-    object.moved =
-        MoveObject(from, object.slot, *this, object.to.zspage, object.to.slot, object.handle, object.word);
-    if (!object.moved) continue;
-    ++result.objects;
-    result.bytes += Location::Decode(object.word).length;
-  }
-  ZP_PAUSE_POINT("compact.published");
-  epochs.Synchronize();
-  PunchBatch punch;
-  {
-    MutexLock lock(c.mu);
-    for (uint32_t i = 0; i < batch.count; ++i) {
-      const Moving& object = batch.objects[i];
-      if (object.moved) {
-        VacateLocked(c, from, object.slot);
-      } else {
-        VacateLocked(c, object.to.zspage, object.to.slot);
-      }
-    }
-    from->isolated = false;
-    RelinkLocked(c, from);
-    if (from->idle() != 0) TakeIdleLocked(c, from, &punch);
-  }
-  FinishPunch(c, &punch);
-  return result;
 }
 
 }  // namespace zp

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 
 #include "libzpool/base/epochs.h"
 #include "libzpool/base/mapping.h"
@@ -88,6 +89,27 @@ class ZsmallocPool final : public ObjectPool {
       objects.fetch_add(static_cast<uint64_t>(count), std::memory_order_relaxed);
       stored_bytes.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
     }
+  };
+
+  // The classes that the pool has, by number: all of them, or, for standby, the last alone.
+  class Classes {
+   public:
+    explicit Classes(uint32_t first)
+        : first_(first), list_(new (std::nothrow) SizeClass[kClassCount - first]) {}
+    bool ok() const { return list_ != nullptr; }
+    uint32_t first() const { return first_; }
+    uint64_t bytes() const { return (kClassCount - first_) * sizeof(SizeClass); }
+    SizeClass& operator[](uint32_t size_class) { return list_[size_class - first_]; }
+    const SizeClass& operator[](uint32_t size_class) const { return list_[size_class - first_]; }
+    SizeClass* begin() { return list_.get(); }
+    SizeClass* end() { return list_.get() + kClassCount - first_; }
+    const SizeClass* begin() const { return list_.get(); }
+    const SizeClass* end() const { return list_.get() + kClassCount - first_; }
+    uint32_t NumberOf(const SizeClass& c) const { return first_ + static_cast<uint32_t>(&c - list_.get()); }
+
+   private:
+    const uint32_t first_;
+    const std::unique_ptr<SizeClass[]> list_;
   };
 
   // What ClaimLocked found.
@@ -194,7 +216,7 @@ class ZsmallocPool final : public ObjectPool {
       span_table_;  // TableWords by span; set while the span is a zspage of this pool
   std::atomic<uint64_t> zspage_bytes_{0};
   std::atomic<uint64_t> idle_frames_{0};  // of all classes
-  std::array<SizeClass, kClassCount> classes_;
+  Classes classes_;
 };
 
 }  // namespace zp

@@ -13,26 +13,26 @@ class ZspageList {
  public:
   Zspage* front() const { return head_; }
   static Zspage* Next(const Zspage* zspage) { return (zspage->*kLink).next; }
-  static bool IsLinked(const Zspage* zspage) { return (zspage->*kLink).linked; }
+  static bool IsLinked(const Zspage* zspage) { return (zspage->*kLink).prev != zspage; }
 
   void PushFront(Zspage* zspage) {
     Zspage::Link& link = zspage->*kLink;
-    ZP_DCHECK(!link.linked, "zspage is in a list");
-    link = {nullptr, head_, true};
+    ZP_DCHECK(!IsLinked(zspage), "zspage is in a list");
+    link = {nullptr, head_};
     if (head_ != nullptr) (head_->*kLink).prev = zspage;
     head_ = zspage;
   }
 
   void Remove(Zspage* zspage) {
     Zspage::Link& link = zspage->*kLink;
-    ZP_DCHECK(link.linked, "zspage is not in a list");
+    ZP_DCHECK(IsLinked(zspage), "zspage is not in a list");
     if (link.prev != nullptr) {
       (link.prev->*kLink).next = link.next;
     } else {
       head_ = link.next;
     }
     if (link.next != nullptr) (link.next->*kLink).prev = link.prev;
-    link = {};
+    link = {zspage, nullptr};
   }
 
  private:

@@ -240,7 +240,8 @@ std::optional<ObjectMove> PageStore::MoveOf(Handle handle, uint64_t word, const 
   const Location from = Location::Decode(word);
   const Node& source = MustFind(from.node);
   const FrameOwner kind = source.arena->tag(static_cast<uint32_t>(from.offset / kSpanBytes)).owner;
-  if (kind == FrameOwner::kNone) return std::nullopt;
+  // While the object is there its span has the tag of its kind; after that the tag may be another's.
+  if (kind == FrameOwner::kNone || handles_->Lookup(handle) != word) return std::nullopt;
   ObjectMove move;
   move.handle = handle;
   move.word = word;

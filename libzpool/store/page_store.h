@@ -76,7 +76,7 @@ struct StoreFiles {
 // Idea: one coordinator of codec, pool and handle table. A stored page is a Slot: its pattern if it is one,
 //   else a handle with one reference. The store knows nothing of who holds slots; an OffsetIndex or a
 //   caller does.
-// Cost: 24 bytes per object in the table, about two in the pool, beside the object.
+// Cost: 22 bytes per object in the table, about five in the pool, beside the object.
 // Threads: all methods may be called at any time with a Scratch per thread, under one rule: a slot is
 //   loaded, referenced or released only by someone who holds a reference that is not being released. In
 //   particular no Load may run while the last reference is released: the frame might be punched, and a read

@@ -176,8 +176,9 @@ class Damage {
         return write(File(a), b % sizeof(FileHeader));
       case 1:
         return write(handles(), EntryAt(a) + b % 16);
-      case 2:  // references and spare bits, not the checksum
-        return write(handles(), kPageBytes + entries_ * sizeof(HandleEntry) + a % 200 * 8 + b % 4, 4 - b % 4);
+      case 2:  // references, not the checksum
+        return write(handles(), kPageBytes + entries_ * (sizeof(HandleEntry) + 4) + a % 200 * 2 + b % 2,
+                     2 - b % 2);
       case 3:
         return write(frames(a), kPageBytes + (first_span_ + b % 64) * sizeof(uint16_t), 2);
       case 4:

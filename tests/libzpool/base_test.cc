@@ -162,6 +162,39 @@ TEST(MemoryFile, PopulatesFreshPagesInStepsAndLeavesTheOthersAlone) {
   EXPECT_EQ(file.data()[kFirst], std::byte{0});
 }
 
+TEST(MemoryFile, StepsThatAreNotWholeAreGivenBack) {
+  // Two arrays of 8 steps: of 512 elements, a page and four pages each.
+  constexpr uint64_t kStep = 512, kCount = 8 * kStep;
+  constexpr uint64_t kWide = 32, kNarrow = 8;
+  constexpr uint64_t kNarrowAt = kPageBytes, kWideAt = kPageBytes + kCount * kNarrow;
+  const auto left = [](uint64_t narrow_steps, uint64_t wide_pages, uint64_t more_at) {
+    MemoryFile file = MemoryFile::Create("steps", FileKind::kHandles, 1, kWideAt + kCount * kWide).value();
+    EXPECT_TRUE(file.Populate(kNarrowAt, narrow_steps * kPageBytes).ok());
+    if (wide_pages != 0) {
+      EXPECT_TRUE(file.Populate(kWideAt, wide_pages * kPageBytes).ok());
+    }
+    if (more_at != 0) {
+      EXPECT_TRUE(file.Populate(more_at, kPageBytes).ok());
+    }
+    const uint64_t kept =
+        file.KeepWholeSteps({{kNarrowAt, kNarrow}, {kWideAt, kWide}}, kCount, kStep).value();
+    struct stat st {};
+    EXPECT_EQ(fstat(file.fd(), &st), 0);
+    EXPECT_EQ(static_cast<uint64_t>(st.st_blocks) * 512, kPageBytes + kept * (kNarrow + kWide));
+    return kept / kStep;
+  };
+  EXPECT_EQ(left(3, 12, 0), 3u);
+  EXPECT_EQ(left(3, 11, 0), 2u);
+  EXPECT_EQ(left(3, 8, 0), 2u);
+  EXPECT_EQ(left(3, 0, 0), 0u);
+  EXPECT_EQ(left(2, 32, 0), 2u);
+  // The first array's memory goes on into the second's, which lies behind it.
+  EXPECT_EQ(left(8, 32, 0), 8u);
+  // Memory behind a hole is no step.
+  EXPECT_EQ(left(2, 8, kNarrowAt + 5 * kPageBytes), 2u);
+  EXPECT_EQ(left(2, 0, kWideAt + 20 * kPageBytes), 0u);
+}
+
 TEST(Topology, FallsBackByDistance) {
   const Topology t =
       Topology::Made({NodeId(0), NodeId(3), NodeId(9)}, {{10, 40, 20}, {40, 10, 30}, {20, 30, 10}}).value();

@@ -22,6 +22,7 @@
 #include "libzpool/base/pause_point.h"
 #include "tests/libzpool/crash_shadow.h"
 #include "tests/libzpool/crash_worker.h"
+#include "tests/libzpool/test_size.h"
 
 namespace zp {
 namespace {
@@ -372,9 +373,8 @@ class Lineage {
 
 TEST(CrashModel, TheNextProcessHasWhatWasPublished) {
   const char* const fixed = std::getenv("ZP_SEED");
-  const bool is_long = std::getenv("UZSWAP_TEST_LONG") != nullptr;
   const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : 1;
-  const uint64_t seeds = fixed != nullptr ? 1 : is_long ? 400 : 12;
+  const uint64_t seeds = fixed != nullptr ? 1 : testing::Rounds(12, 400);
   std::array<uint64_t, std::size(testing::kCrashOpNames)> interrupted{};
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
     Lineage lineage(seed);

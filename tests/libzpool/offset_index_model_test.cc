@@ -12,6 +12,7 @@
 
 #include "libzpool/index/offset_index.h"
 #include "tests/libzpool/pages.h"
+#include "tests/libzpool/test_size.h"
 
 namespace zp {
 namespace {
@@ -222,14 +223,14 @@ void RunSeed(uint64_t seed, uint32_t max_nodes, int steps) {
 TEST(OffsetIndexModel, AgreesWithMapUnderRandomOperations) {
   const char* fixed = std::getenv("ZP_SEED");
   const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : 1;
-  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : 12); ++seed) {
+  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : testing::Rounds(12, 200)); ++seed) {
     RunSeed(seed, IndexArena::kDefaultMaxNodes, 2000);
     if (HasFatalFailure()) return;
   }
 }
 
 TEST(OffsetIndexModel, AgreesWithMapWhereNodesRunOut) {
-  for (uint64_t seed = 100; seed < 108; ++seed) {
+  for (uint64_t seed = 100; seed < 100 + testing::Rounds(8, 100); ++seed) {
     RunSeed(seed, 60, 1500);
     if (HasFatalFailure()) return;
   }

@@ -13,6 +13,8 @@
 #include "libzpool/compact/compactor.h"
 #include "libzpool/store/page_store.h"
 #include "tests/libzpool/pages.h"
+#include "tests/libzpool/points.h"
+#include "tests/libzpool/test_size.h"
 
 namespace zp {
 namespace {
@@ -29,11 +31,36 @@ struct Held {
 // Lengths of all size classes come up: from pages that encode to some 30 bytes to raw ones.
 unsigned NoiseOf(uint64_t content) { return static_cast<unsigned>(content * 37 % 513); }
 
-// One random step of moving things about.
-void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& random) {
+// Ends a migration before its n-th object.
+class Aborter {
+ public:
+  Aborter() {
+    points_.On("migrate.object", [this] {
+      if (left_ != 0 && --left_ == 0) abort_.store(true);
+    });
+  }
+  // Before the n-th object from now on; 0: never.
+  const std::atomic<bool>* After(uint64_t objects) {
+    left_ = objects;
+    abort_.store(false);
+    return &abort_;
+  }
+
+ private:
+  testing::Points points_;
+  std::atomic<bool> abort_{false};
+  uint64_t left_ = 0;
+};
+
+// One random step of moving things about. Without an aborter, where there are several threads, what is
+// aborted is so at its first object.
+void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& random,
+                   Aborter* aborter = nullptr) {
   const auto& nodes = store.topology().nodes();
   const NodeId node = nodes[random() % nodes.size()];
-  const std::atomic<bool> abort{random() % 4 == 0};
+  const std::atomic<bool> at_once{random() % 4 == 0};
+  const std::atomic<bool>* const abort =
+      aborter != nullptr ? aborter->After(at_once ? 1 + random() % 12 : 0) : &at_once;
   switch (random() % 7) {
     case 0:
       compactor.CompactStep(node, KiB(64));
@@ -43,7 +70,7 @@ void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& rand
       break;
     case 2:
       store.SetNodeAccepts(node, false);
-      compactor.DrainStep(node, KiB(512), MigrateMode::kSyncLight, &abort);
+      compactor.DrainStep(node, KiB(512), MigrateMode::kSyncLight, abort);
       break;
     case 3:
       compactor.BalanceStep(KiB(512));
@@ -62,7 +89,8 @@ void MoveSomething(PageStore& store, Compactor& compactor, std::mt19937_64& rand
 }
 
 // Grows, shrinks and churns in turn, checking all along.
-void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone, Compactor* compactor = nullptr) {
+void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone, Compactor* compactor = nullptr,
+             Aborter* aborter = nullptr) {
   SCOPED_TRACE("replay: ZP_SEED=" + std::to_string(seed));
   std::mt19937_64 random(seed);
   auto scratch = std::make_unique<Scratch>();
@@ -92,12 +120,12 @@ void RunSeed(PageStore& store, uint64_t seed, int steps, bool alone, Compactor* 
     MakePage(one.content, 1, NoiseOf(one.content), &page);
     ASSERT_EQ(store.Load(one.slot, out, *scratch), LoadOutcome::kLoaded) << "step " << i;
     ASSERT_EQ(page, out) << "step " << i;
-    if (compactor != nullptr && random() % 8 == 0) MoveSomething(store, *compactor, random);
+    if (compactor != nullptr && random() % 8 == 0) MoveSomething(store, *compactor, random, aborter);
     if (one.slot.is_handle() && random() % 16 == 0) {
       const auto bytes = store.Pin(one.slot);
       if (bytes.ok()) {
         const std::vector<std::byte> before(bytes->begin(), bytes->end());
-        if (compactor != nullptr) MoveSomething(store, *compactor, random);
+        if (compactor != nullptr) MoveSomething(store, *compactor, random, aborter);
         ASSERT_TRUE(std::equal(before.begin(), before.end(), bytes->begin())) << "step " << i;
         store.Unpin(one.slot);
       }
@@ -135,7 +163,7 @@ void ExpectEmpty(PageStore& store) {
 TEST(PageStoreModel, KeepsEveryPageUnderRandomOperations) {
   const char* fixed = std::getenv("ZP_SEED");
   const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : 1;
-  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : 6); ++seed) {
+  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : testing::Rounds(6, 100)); ++seed) {
     auto store = PageStore::Create({Topology::SingleNode(), MiB(64), CodecId::kLz4}).value();
     RunSeed(*store, seed, 6000, true);
     if (HasFatalFailure()) return;
@@ -152,22 +180,25 @@ TEST(PageStoreModel, KeepsEveryPageWhileThingsMove) {
   const char* fixed = std::getenv("ZP_SEED");
   const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : 100;
   uint64_t compacted = 0;
-  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : 8); ++seed) {
+  uint64_t aborted = 0;
+  for (uint64_t seed = first; seed < first + (fixed != nullptr ? 1 : testing::Rounds(8, 100)); ++seed) {
     auto store = PageStore::Create({ThreeNodes(), seed % 2 == 0 ? MiB(64) : MiB(2), CodecId::kLz4}).value();
     Compactor compactor(*store, {0, 100, 50, 0, {NodeId(0), NodeId(3), NodeId(4)}});
-    RunSeed(*store, seed, 6000, true, &compactor);
+    Aborter aborter;
+    RunSeed(*store, seed, 6000, true, &compactor, &aborter);
     if (HasFatalFailure()) return;
     ExpectEmpty(*store);
     const CompactorStats stats = compactor.stats();
     compacted += stats.objects;
     EXPECT_GT(stats.drained.of(MigrateOutcome::kMoved), 0u);
-    EXPECT_GT(stats.drained.of(MigrateOutcome::kAborted), 0u);
+    aborted += stats.drained.of(MigrateOutcome::kAborted);
   }
   EXPECT_TRUE(fixed != nullptr || compacted > 0);
+  EXPECT_TRUE(fixed != nullptr || aborted > 0);
 }
 
 TEST(PageStoreModel, KeepsEveryPageWhereMemoryRunsOut) {
-  for (uint64_t seed = 50; seed < 54; ++seed) {
+  for (uint64_t seed = 50; seed < 50 + testing::Rounds(4, 20); ++seed) {
     auto store = PageStore::Create({Topology::Made({NodeId(1), NodeId(4)}, {{10, 20}, {20, 10}}).value(),
                                     MiB(1), CodecId::kLz4})
                      .value();

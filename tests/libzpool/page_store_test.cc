@@ -1,4 +1,5 @@
 #include "libzpool/store/page_store.h"
+#include "libzpool/compact/compactor.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -8,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "libzpool/compact/compactor.h"
 #include "tests/libzpool/pages.h"
 
 namespace zp {
@@ -215,6 +217,39 @@ TEST(PageStore, GoesToThePreferredNodeWhateverItsNumber) {
   slots.push_back(store->Store(page, {1, PageIndex(1)}, NodeId(40), *scratch).value());
   EXPECT_EQ(PageStoreTestPeer::NodeOf(*store, slots.back()), NodeId(2));
   for (const Slot slot : slots) store->Release(slot);
+}
+
+// A machine whose node 1 has no memory and node 2 no CPU: pages go to 0, 2 and 7, clients run on 0, 1 and 7.
+TEST(PageStore, NodesWithoutMemoryOrCpusAreServed) {
+  const std::vector<NodeId> nodes = {NodeId(0), NodeId(2), NodeId(7)};
+  Topology topology = Topology::Made(nodes, {{10, 40, 20}, {40, 10, 40}, {20, 40, 10}}).value();
+  auto store = NewStore(MiB(4), topology);
+  auto scratch = std::make_unique<Scratch>();
+  Compactor compactor(*store, {0, 950, 850, 20, {NodeId(0), NodeId(7), NodeId(2)}});
+  PageBuffer page, out;
+  std::vector<Slot> slots;
+  // Clients run on each node, and their pages are wherever the first has them.
+  const NodeId homes[] = {NodeId(0), NodeId(1), NodeId(7)};
+  for (uint32_t client = 0; client < 3; ++client) {
+    MakePage(client, 1, 50, &page);
+    slots.push_back(store->Store(page, {client, PageIndex(client)}, homes[client], *scratch).value());
+  }
+  EXPECT_EQ(PageStoreTestPeer::NodeOf(*store, slots[1]), NodeId(0)) << "no memory there";
+  EXPECT_EQ(PageStoreTestPeer::NodeOf(*store, slots[2]), NodeId(7));
+  // Nobody runs on node 2; it takes what is demoted, and gives it back to where its client runs.
+  for (const Slot slot : slots) EXPECT_TRUE(store->MoveObject(slot, NodeId(2)).ok());
+  const auto home = [&](uint32_t client) { return homes[client]; };
+  while (!compactor.LocalityStep(NodeId(2), home, MiB(1)).round_ended) {
+  }
+  EXPECT_EQ(PageStoreTestPeer::NodeOf(*store, slots[0]), NodeId(0));
+  EXPECT_EQ(PageStoreTestPeer::NodeOf(*store, slots[1]), NodeId(2)) << "its home takes nothing: it stays";
+  EXPECT_EQ(PageStoreTestPeer::NodeOf(*store, slots[2]), NodeId(7));
+  for (uint32_t client = 0; client < 3; ++client) {
+    MakePage(client, 1, 50, &page);
+    ASSERT_EQ(store->Load(slots[client], out, *scratch), LoadOutcome::kLoaded);
+    EXPECT_EQ(page, out);
+    store->Release(slots[client]);
+  }
 }
 
 TEST(PageStore, KeepsEachPageAsItIsTold) {

@@ -125,6 +125,20 @@ TEST(ZsmallocPool, FullBudgetIsAnOutcomeThatLeavesNothing) {
 }
 
 // Marking many slots at once is the same as marking each.
+TEST(ZsmallocPool, StandbyTakesWholeFramesAlone) {
+  Fixture f(64);
+  const auto standby = ZsmallocPool::Create(*f.arena, *f.handles, FrameOwner::kStandby).value();
+  EXPECT_EQ(standby->Allocate(kPageBytes - 16).error().code, Errc::kInvalid);
+  EXPECT_EQ(f.arena->frames_in_use(), 0u);
+  EXPECT_LT(standby->stats().metadata_bytes, f.pool->stats().metadata_bytes / 10);
+  const uint64_t offset = standby->Allocate(kPageBytes).value();
+  EXPECT_EQ(standby->stats().objects, 1u);
+  standby->DebugVerify();
+  standby->Free(offset, kPageBytes);
+  standby->Trim();
+  EXPECT_EQ(f.arena->frames_in_use(), 0u);
+}
+
 TEST(Zspage, SetsOfSlotsAgreeWithSingleOnes) {
   std::mt19937_64 random(9);
   for (const uint32_t size_class : {0u, 1u, 2u, 6u, 99u, 127u, 200u, 255u}) {

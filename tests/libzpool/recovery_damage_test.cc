@@ -282,9 +282,9 @@ TEST(RecoveryOfDamage, SpansWithoutObjectsAreGivenBack) {
 TEST(RecoveryOfDamage, AGrowthThatWasNotFinishedIsUndone) {
   Damaged d;
   Remains remains = d.p.Die();
-  // The step's entries have memory, their parallel words do not; and words, but half of the nodes.
+  // The step's entries have memory, their checksums and references do not; and words, but half of the nodes.
   const std::vector<std::byte> zeros(64 << 10);
-  constexpr uint64_t kStepEntries = 4096, kStepNodes = 512;
+  constexpr uint64_t kStepEntries = 2048, kStepNodes = 512;
   const int handles = remains.files.handles.get();
   const int index = remains.index.get();
   const uint64_t before = BytesHeld(handles);
@@ -456,7 +456,9 @@ TEST(RecoveryOfDamage, FilesThatAreNoneAreRefusedAndLeftAlone) {
   constexpr uint64_t kVersion = offsetof(FileHeader, layout_version), kMagic = offsetof(FileHeader, magic);
   constexpr uint64_t kParams = offsetof(FileHeader, params);
   const Case cases[] = {
-      {"handles of another version", [](Remains* r) { Put(r->files.handles, kVersion, 99u); },
+      {"handles of a later version", [](Remains* r) { Put(r->files.handles, kVersion, 99u); },
+       Errc::kUnsupported},
+      {"handles of the first version", [](Remains* r) { Put(r->files.handles, kVersion, 1u); },
        Errc::kUnsupported},
       {"frames of another version", [](Remains* r) { Put(r->files.frames[1], kVersion, 99u); },
        Errc::kUnsupported},

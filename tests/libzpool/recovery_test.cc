@@ -120,6 +120,30 @@ TEST(Recovery, GoesOnAndComesBackAgain) {
   }
 }
 
+// Five-level page tables: addresses of 57 bits, so page numbers of 45, in the index, in the owner's word, and
+// after a recovery.
+TEST(Recovery, AddressesOf57BitsAreAsGoodAsOthers) {
+  static_assert(kPageIndexLimit * kPageBytes == uint64_t{1} << 57);
+  Process p(TwoNodes());
+  Model model;
+  for (const uint64_t address :
+       {uint64_t{0x1000}, (uint64_t{1} << 47) - kPageBytes, uint64_t{1} << 47, uint64_t{1} << 48,
+        (uint64_t{1} << 56) - kPageBytes, uint64_t{1} << 56, (uint64_t{1} << 57) - kPageBytes}) {
+    const uint64_t n = PageIndex::FromAddress(address).value();
+    ASSERT_EQ(n * kPageBytes, address);
+    const uint64_t content = model.size() * kKinds;  // an object, so that it has an owner
+    p.Put(0, n, content);
+    model[n] = content;
+    EXPECT_EQ(p.store->GetOwner(p.indexes[0].Get(PageIndex(n))).page, PageIndex(n));
+  }
+  Revived r = Revive(p.options, p.Die());
+  ExpectNothingDropped(r.stats);
+  ExpectPages(r, 0, model);
+  for (const auto& [n, content] : model)
+    EXPECT_EQ(r.store->GetOwner(r.index(0).Get(PageIndex(n))).page, PageIndex(n)) << content;
+  ExpectAllComesBack(r);
+}
+
 TEST(Recovery, PagesThatWereOnTheirWayAreTold) {
   Process p;
   Model model;
