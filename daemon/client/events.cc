@@ -62,11 +62,13 @@ void AddArrival(const AddressRange& range, const std::vector<AddressRange>& befo
                           before.empty() ? 0 : before.back().end};
 }
 
-void AddDeparture(const AddressRange& range, Moves* moves) {
-  const auto empty = [](const Moves::Departure& departure) { return departure.start >= departure.end; };
-  const auto place = std::find_if(std::begin(moves->departures), std::end(moves->departures), empty);
-  // More threads than places, all within mremap: then it is not known to be late.
-  if (place != std::end(moves->departures)) *place = {range.start, range.end};
+// Null: there is none.
+Moves::Departure* FindDeparture(Moves* moves, const AddressRange& range) {
+  const auto found = std::find_if(std::begin(moves->departures), std::end(moves->departures),
+                                  [&](const Moves::Departure& departure) {
+                                    return departure.start == range.start && departure.end == range.end;
+                                  });
+  return found == std::end(moves->departures) ? nullptr : found;
 }
 
 }  // namespace
@@ -193,10 +195,7 @@ void Client::ApplyUnmap(uint64_t start, uint64_t end, std::vector<Slot>* dropped
   Moves moves = CurrentMoves();
   bool late = false;
   bool changed = false;
-  const auto departure = std::find_if(
-      std::begin(moves.departures), std::end(moves.departures),
-      [&](const Moves::Departure& candidate) { return candidate.start == start && candidate.end == end; });
-  if (departure != std::end(moves.departures)) {
+  if (Moves::Departure* const departure = FindDeparture(&moves, {start, end}); departure != nullptr) {
     *departure = {};
     late = changed = true;
   } else {
@@ -247,7 +246,7 @@ void Client::SetSteps(uint32_t steps) {
 void Client::ForgetMoves() {
   Moves& moves = record_->moves[ClientTable::LoadProgress(record_).moves];
   for (Moves::Arrival& arrival : moves.arrivals) arrival.end = arrival.late_end = 0;
-  for (Moves::Departure& departure : moves.departures) departure.end = 0;
+  for (Moves::Departure& departure : moves.departures) departure = {};
 }
 
 void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
@@ -259,7 +258,8 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
     (void)TakeOut({from, from + bytes}, &moves);
     const std::vector<AddressRange> before = registered_.set().Intersect(to, to + bytes);
     AddArrival({to, to + bytes}, before, &moves);
-    AddDeparture({from, from + bytes}, &moves);
+    Moves::Departure* const place = FindDeparture(&moves, {});
+    if (place != nullptr) *place = {from, from + bytes};
     StoreMoves(moves, steps + 1);
     ZP_PAUSE_POINT("remap.emptied");
   }
@@ -273,8 +273,10 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
   }
   ZP_PAUSE_POINT("remap.moved");
   // The kernel registers the new place whole (5.3). An UNMAP of the old one follows, if it goes; where it
-  // stays (MREMAP_DONTUNMAP) it is proven anew.
-  registered_.Remove(from, from + bytes);
+  // stays (MREMAP_DONTUNMAP) it is proven anew. With more threads within mremap than there are places for
+  // departures it stays in the set, so that whatever arrives there awaits that UNMAP.
+  Moves moves = CurrentMoves();
+  if (FindDeparture(&moves, {from, from + bytes}) != nullptr) registered_.Remove(from, from + bytes);
   registered_.Add(to, to + bytes);
   zp::MutexLock lock(doomed_mu_);
   const auto moved = doomed_.Intersect(from, from + bytes);

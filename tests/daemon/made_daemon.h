@@ -1,8 +1,6 @@
 // What Connection and HandleRequest need of a daemon, without a daemon.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <memory>
 
 #include "daemon/client/client_registry.h"
