@@ -79,7 +79,8 @@ def test_pool():
     assert results["turnover_density_uncompacted"] - 0.01 < results["turnover_density"] <= 1, results
     assert results["shrunk_density_uncompacted"] + 0.1 < results["shrunk_density"] <= 1, results
     assert results["zbud_shrunk_density_uncompacted"] + 0.1 < results["zbud_shrunk_density"] <= 1, results
-    for name in ("object_store_ns", "object_load_ns", "object_free_ns", "object_store_to_memcpy", "load_alone_p999_us",
+    for name in ("object_store_ns", "object_load_ns", "object_free_ns", "object_miss_ns", "object_store_to_memcpy",
+                 "object_store_to_memcpy_and_miss", "object_load_to_memcpy_and_miss", "load_alone_p999_us",
                  "drain_gib_per_cpu_second", "index_handle_bytes_per_page", "index_drop_64gib_us", "index_clone_16gib_us",
                  "recovery_ns_per_object"):
         assert results[name] > 0, (name, results)

@@ -15,6 +15,7 @@
 #include "libzpool/store/page_store.h"
 #include "tests/libzpool/pages.h"
 #include "tests/libzpool/points.h"
+#include "tests/libzpool/test_size.h"
 
 namespace zp {
 namespace {
@@ -285,7 +286,8 @@ TEST_P(Locality, FollowersDisturbNobody) {
       std::vector<std::pair<Slot, uint64_t>> mine;
       PageBuffer page;
       PageBuffer out;
-      for (uint64_t i = 0; i < 20000; ++i) {
+      const uint64_t rounds = testing::Rounds(20000, 200000);
+      for (uint64_t i = 0; i < rounds; ++i) {
         if (mine.size() < 400 || random() % 2 == 0) {
           const uint64_t number = (uint64_t{t} << 32) + i;
           MakePage(number, 1, static_cast<unsigned>(number * 37 % 513), &page);

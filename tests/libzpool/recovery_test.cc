@@ -10,6 +10,7 @@
 #include "libzpool/base/pause_point.h"
 #include "libzpool/compact/compactor.h"
 #include "tests/libzpool/mortal.h"
+#include "tests/libzpool/test_size.h"
 
 namespace zp {
 namespace {
@@ -425,7 +426,7 @@ TEST(Recovery, RekeyIsFinishedByTheNextProcess) {
 TEST(Recovery, DropRangeIsFinishedByTheNextProcess) {
   int interrupted = 0;
   for (const char* point : {"index.unlinked", "index.slot_dropped", "index.node_made", "index.node_linked"}) {
-    for (int n = 1;; n += 3) {
+    for (int n = 1;; n += 3 * testing::Stride()) {
       Process p;
       Model parent;
       for (uint64_t i = 0; i < 1000; ++i) {
@@ -452,7 +453,7 @@ TEST(Recovery, DropRangeIsFinishedByTheNextProcess) {
       ExpectAllComesBack(r);
     }
   }
-  EXPECT_GT(interrupted, 30);
+  EXPECT_GT(interrupted, 30 / testing::Stride());
 }
 
 // Whoever gives a node up lets others use it: so nothing may name it any more. At each point on the way
@@ -478,7 +479,7 @@ TEST(Recovery, WhatIsGivenUpIsNamedNoMore) {
   for (const bool drops : {true, false}) {
     for (const char* point :
          {"index.node_made", "index.node_linked", "index.unlinked", "index.slot_dropped"}) {
-      for (int n = 1;; ++n) {
+      for (int n = 1;; n += testing::Stride()) {
         SCOPED_TRACE(std::string(point) + " number " + std::to_string(n));
         Process p;
         Model model;
@@ -529,7 +530,7 @@ TEST(Recovery, WhatIsGivenUpIsNamedNoMore) {
       }
     }
   }
-  EXPECT_GT(interrupted, 50);
+  EXPECT_GT(interrupted, 50 / testing::Stride());
 }
 
 TEST(Recovery, ACloneIsThereOrNot) {

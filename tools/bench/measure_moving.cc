@@ -26,6 +26,8 @@ constexpr uint64_t kMostPages = uint64_t{1} << 15;     // of the loads beside mo
 constexpr size_t kLoads = 100000;                      // p99.9 then has 100 above it
 constexpr std::chrono::milliseconds kMoverBlocks{20};  // a mover that has nothing to do is fed between
 constexpr unsigned kMostBlocks = 400;
+constexpr uint64_t kSlowDrain = uint64_t{64} << 20;  // bytes a second
+constexpr std::chrono::milliseconds kSlowPause{10};  // seldom, since one that wakes takes a CPU from somebody
 
 zp::Topology TwoNodes() {
   auto made = zp::Topology::Made({kNear, kFar}, {{10, 20}, {20, 10}});
@@ -103,17 +105,27 @@ void MeasureLoads(const Options& options, const PageSource& source, Report& repo
     file->Punch(0, zp::kSpanBytes);
     return true;
   });
+  // From one node to the other, and back.
+  const auto drain_with = [&](zp::Compactor& mover) {
+    return [&](const std::atomic<bool>& stop) {
+      const bool near = stored.store().node_stats(kNear).accepts;
+      const zp::NodeId node = near ? kNear : kFar;
+      stored.store().SetNodeAccepts(near ? kFar : kNear, true);
+      stored.store().SetNodeAccepts(node, false);
+      while (!stop.load(std::memory_order_relaxed)) {
+        if (mover.exhausted()) {
+          std::this_thread::sleep_for(kSlowPause);
+          continue;
+        }
+        if (mover.DrainStep(node, zp::MiB(1), zp::MigrateMode::kSyncLight).left_bytes == 0) break;
+      }
+      return true;
+    };
+  };
   zp::Compactor compactor(stored.store(), {});
-  const Latency draining = LoadsBeside(stored, options.seed, nothing, [&](const std::atomic<bool>& stop) {
-    const bool near = stored.store().node_stats(kNear).accepts;
-    const zp::NodeId node = near ? kNear : kFar;
-    stored.store().SetNodeAccepts(near ? kFar : kNear, true);
-    stored.store().SetNodeAccepts(node, false);
-    while (!stop.load(std::memory_order_relaxed) &&
-           compactor.DrainStep(node, zp::MiB(1), zp::MigrateMode::kSyncLight).left_bytes != 0) {
-    }
-    return true;
-  });
+  const Latency draining = LoadsBeside(stored, options.seed, nothing, drain_with(compactor));
+  zp::Compactor slow(stored.store(), {.bytes_per_second = kSlowDrain});
+  const Latency slowly = LoadsBeside(stored, options.seed, nothing, drain_with(slow));
   for (const zp::NodeId node : {kNear, kFar}) stored.store().SetNodeAccepts(node, true);
   const Latency compacting = LoadsBeside(
       stored, options.seed,
@@ -135,6 +147,7 @@ void MeasureLoads(const Options& options, const PageSource& source, Report& repo
   tell("frames", punching);
   tell("compaction", compacting);
   tell("drain", draining);
+  tell("slow_drain", slowly);
   report.Add("load_alone_p999_us", alone.p999, std::nullopt, "p99.9 of a load, decoded, nothing beside it");
   // A machine on which loads alone were slower has shown nothing, and no goal is reached on it.
   const auto add_delay = [&](const std::string& name, const Latency& beside, const std::string& meaning) {
@@ -162,6 +175,7 @@ void MeasureLoads(const Options& options, const PageSource& source, Report& repo
   report.Add("load_delay_drain_p50_us", draining.p50 - alone.p50, std::nullopt,
              "p50 of a load beside a drain, minus alone");
   add_delay_with_goal("load_delay_drain_p999_us", draining, "its p99.9");
+  add_delay("load_delay_slow_drain_p999_us", slowly, "the same beside a drain of 64 MiB a second");
 }
 
 void MeasureDrain(const Options& options, const PageSource& source, Report& report) {
