@@ -44,7 +44,7 @@ void Run(const uint8_t* data, size_t size) {
               (wire::kRingBytes / sizeof(uint32_t))] = b;
         break;
       case 3:
-        (void)!write(program.get(), data, a % 64);
+        (void)!write(program.get(), data, std::min<size_t>(a % 64, size));
         break;
       case 4:
         (void)channel->Post(static_cast<wire::Opcode>(b % 7),
