@@ -304,8 +304,10 @@ class Client {
   mutable zp::SharedMutex meta_mu_ ZP_ACQUIRED_AFTER(reader_mu_);
   zp::OffsetIndex index_;  // Get and CompareExchange: shared; the rest: exclusive
   RecordedRanges registered_ ZP_GUARDED_BY(meta_mu_);
-  // Every change that was made before some moment since the moves were last forgotten was announced and
-  // applied by then. Set with meta_mu_ shared, reset with it exclusive.
+  // Whether the record may hold moves; of a recovered client it may.
+  bool any_moves_ ZP_GUARDED_BY(meta_mu_) = true;
+  // Every change that was made before some moment since the last move was noted was announced and applied by
+  // then. Set with meta_mu_ shared, reset with it exclusive.
   std::atomic<bool> was_quiet_{false};
   uint64_t event_seq_ ZP_GUARDED_BY(meta_mu_) = 0;
   // Batch in flight: where the page of slot n is now (mremap moves it). Read shared, written exclusive.

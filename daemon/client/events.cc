@@ -24,10 +24,6 @@ constexpr std::chrono::milliseconds kGatePatience{20};
 constexpr int kOverrulesTolerated = 16;                 // each less than
 constexpr uint64_t kOverruleMemoryNs = 10'000'000'000;  // this after the one before
 
-// What stands before it is written before what stands behind: enough for a successor, which looks when this
-// process is dead, and a processor's stores are seen by itself in order.
-void CompilerBarrier() { std::atomic_signal_fence(std::memory_order_seq_cst); }
-
 PageIndex PageAt(uint64_t address) { return PageIndex::FromAddress(address); }
 PageIndex PageEnd(uint64_t address) { return PageIndex::FromAddress(address + zp::kPageBytes - 1); }
 
@@ -87,7 +83,7 @@ void Client::ReadMessages(std::vector<Fault>* faults) {
     // old ones are gone before the count of steps speaks of the new ones.
     for (uffd_msg& message : record_->messages) message.event = 0;
     CompilerBarrier();
-    if (was_quiet_.exchange(false, std::memory_order_relaxed) || uffd_.Quiet()) ForgetMoves();
+    if (any_moves_ && (was_quiet_.load(std::memory_order_relaxed) || uffd_.Quiet())) ForgetMoves();
     SetSteps(0);
     CompilerBarrier();
     const auto read = uffd_.Read(std::span(record_->messages));
@@ -247,6 +243,7 @@ void Client::ForgetMoves() {
   Moves& moves = record_->moves[ClientTable::LoadProgress(record_).moves];
   for (Moves::Arrival& arrival : moves.arrivals) arrival.end = arrival.late_end = 0;
   for (Moves::Departure& departure : moves.departures) departure = {};
+  any_moves_ = false;
 }
 
 void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<Slot>* dropped) {
@@ -261,6 +258,8 @@ void Client::ApplyRemap(uint64_t from, uint64_t to, uint64_t bytes, std::vector<
     Moves::Departure* const place = FindDeparture(&moves, {});
     if (place != nullptr) *place = {from, from + bytes};
     StoreMoves(moves, steps + 1);
+    any_moves_ = true;
+    was_quiet_.store(false, std::memory_order_relaxed);
     ZP_PAUSE_POINT("remap.emptied");
   }
   // Out of memory for index nodes: the application waits, as it would for the kernel's own page tables. What

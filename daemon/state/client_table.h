@@ -65,6 +65,10 @@ struct TableHeader {
 };
 static_assert(sizeof(TableHeader) <= 4096);
 
+// What stands before it is written before what stands behind: enough for a successor, which looks when this
+// process is dead, and a processor's stores are seen by itself in order.
+inline void CompilerBarrier() { std::atomic_signal_fence(std::memory_order_seq_cst); }
+
 // A number that is kReserved is being attached or forked: nothing depends on it yet.
 enum class ClientState : uint32_t { kFree = 0, kLive = 1, kDying = 2, kReserved = 3 };
 

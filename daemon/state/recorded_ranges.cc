@@ -1,15 +1,11 @@
 #include "daemon/state/recorded_ranges.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "libzpool/base/pause_point.h"
 
 namespace uzswap {
 namespace {
-
-// Enough for a successor, which looks when this process is dead: its stores are seen in their order.
-void CompilerBarrier() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
 bool IsValid(const AddressRange& range) {
   return range.start < range.end && (range.start | range.end) % zp::kPageBytes == 0;
