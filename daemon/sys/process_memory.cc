@@ -190,41 +190,35 @@ zp::Result<std::vector<MapEntry>> ProcessMemory::ReadWipeOnFork() const {
 
 zp::Result<uint64_t> ProcessMemory::ScanPresent(uint64_t start, uint64_t end, uint64_t max_pages,
                                                 std::vector<page_region>* out) const {
-  constexpr size_t kRegions = 256;
-  page_region regions[kRegions];
+  return Scan(start, end, max_pages, PAGE_IS_PRESENT, out);
+}
+
+zp::Status ProcessMemory::ScanOccupied(uint64_t start, uint64_t end, std::vector<page_region>* out) const {
+  // So many pages have no more runs than one scan returns.
+  const uint64_t last = std::min(end, start + 2 * kRunsPerScan * uint64_t{4096});
+  ZP_TRY(Scan(start, last, 2 * kRunsPerScan, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, out));
+  return zp::OkStatus();
+}
+
+// Pages in one of `states`.
+zp::Result<uint64_t> ProcessMemory::Scan(uint64_t start, uint64_t end, uint64_t max_pages, uint64_t states,
+                                         std::vector<page_region>* out) const {
+  page_region regions[kRunsPerScan];
   pm_scan_arg arg{};
   arg.size = sizeof(arg);
   arg.start = start;
   arg.end = end;
   arg.vec = reinterpret_cast<uint64_t>(regions);
-  arg.vec_len = kRegions;
+  arg.vec_len = kRunsPerScan;
   arg.max_pages = max_pages;
   arg.category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO;
-  arg.category_mask = PAGE_IS_PRESENT | PAGE_IS_FILE | PAGE_IS_PFNZERO;
-  arg.return_mask = PAGE_IS_PRESENT;
+  arg.category_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+  arg.category_anyof_mask = states;
+  arg.return_mask = states;
   const int found = ioctl(pagemap_.get(), PAGEMAP_SCAN, &arg);
   if (found < 0) return zp::ErrnoError("PAGEMAP_SCAN");
   out->insert(out->end(), regions, regions + found);
   return arg.walk_end;
-}
-
-zp::Status ProcessMemory::ScanOccupied(uint64_t start, uint64_t end, std::vector<page_region>* out) const {
-  page_region regions[256];
-  pm_scan_arg arg{};
-  arg.size = sizeof(arg);
-  arg.start = start;
-  // So many pages have no more runs than that.
-  arg.end = std::min(end, start + 2 * std::size(regions) * uint64_t{4096});
-  arg.vec = reinterpret_cast<uint64_t>(regions);
-  arg.vec_len = std::size(regions);
-  arg.category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO;
-  arg.category_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO;
-  arg.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
-  arg.return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
-  const int found = ioctl(pagemap_.get(), PAGEMAP_SCAN, &arg);
-  if (found < 0) return zp::ErrnoError("PAGEMAP_SCAN");
-  out->insert(out->end(), regions, regions + found);
-  return zp::OkStatus();
 }
 
 bool ProcessMemory::Read(uint64_t address, void* out, size_t bytes) const {

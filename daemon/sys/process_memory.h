@@ -67,6 +67,10 @@ class ProcessMemory {
   uint64_t AgentFilters() const;
 
  private:
+  static constexpr uint64_t kRunsPerScan = 256;
+  zp::Result<uint64_t> Scan(uint64_t start, uint64_t end, uint64_t max_pages, uint64_t states,
+                            std::vector<page_region>* out) const;
+
   zp::UniqueFd maps_, smaps_, pagemap_, mem_, statm_, agent_status_;
 };
 
