@@ -63,6 +63,13 @@ def finish(context, daemon, programs, kills, evicted_at_least=1000):
     daemon.stop()
 
 
+def kill_once(daemon):
+    """Kills the daemon, and returns when a successor answers."""
+    pid = ask(daemon)["daemon"]["pid"]
+    kill(pid)
+    until(lambda: ask(daemon)["daemon"]["pid"] != pid, 60, f"a successor of {pid}\n{daemon.tail(60)}")
+
+
 class Killer(threading.Thread):
     """Kills the daemon at random times, `every` seconds apart on average, until it is told to stop."""
 
@@ -75,10 +82,8 @@ class Killer(threading.Thread):
     def run(self):
         try:
             while not self.ended.wait(self.chance.uniform(0, 2 * self.every)):
-                pid = ask(self.daemon_)["daemon"]["pid"]
-                kill(pid)
+                kill_once(self.daemon_)
                 self.kills += 1
-                until(lambda p=pid: ask(self.daemon_)["daemon"]["pid"] != p, 60, f"a successor of {pid}\n{self.daemon_.tail(60)}")
         except Exception as error:  # told to who waits for us
             self.error = error
 
@@ -100,8 +105,6 @@ def kill_while(context, daemon, programs, every):
         check(time.monotonic() < deadline, "".join(f"{p.name} does not end\n{p.where()}{p.tail()}" for p in programs) + daemon.tail(60))
         check(daemon.running(), f"the supervisor ended\n{daemon.tail(60)}")
         time.sleep(chance.uniform(0, 2 * every))
-        pid = ask(daemon)["daemon"]["pid"]
-        kill(pid)
+        kill_once(daemon)
         kills += 1
-        until(lambda p=pid: ask(daemon)["daemon"]["pid"] != p, 60, f"a successor of {pid}\n{daemon.tail(60)}")
     return kills

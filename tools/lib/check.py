@@ -171,8 +171,9 @@ def lint_format(tally):
 
 
 def lint_tidy(tally, build, jobs, with_tests):
-    """clang-tidy over the files of the build by clang; over those of the tests, which take as long again, if asked. What passed is remembered in the build tree by the digest of all that went
-    into it (file, headers, flags, settings), so a second run reads only what changed."""
+    """clang-tidy over the files of the build by clang; over those of the tests, which take as long again, if asked. What passed is
+    remembered in the build tree by the digest of all that went into it (file, headers, flags, settings), so a second run reads
+    only what changed."""
     tool = shutil.which("clang-tidy-14")
     if not tool or build.compiler == "g++":
         return tally.skip("lint/tidy", f"clang{'-tidy' if not tool else '++'}-14 is not installed")
