@@ -16,6 +16,7 @@
 
 #include "libzpool/compact/compactor.h"
 #include "libzpool/store/page_store.h"
+#include "tests/libzpool/one_cpu.h"
 #include "tests/libzpool/pages.h"
 #include "tests/libzpool/points.h"
 
@@ -78,12 +79,7 @@ class Interleaving : public ::testing::TestWithParam<Way> {
   static constexpr unsigned kNoise = 200;
 
   Interleaving() {
-    sched_getaffinity(0, sizeof(before_), &before_);
-    // zbud stores by CPU.
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(static_cast<unsigned>(std::max(0, sched_getcpu())), &one);
-    sched_setaffinity(0, sizeof(one), &one);
+    const testing::OneCpu one_cpu;
     PageStore::Options options;
     options.topology = Topology::Made({kNear, kFar}, {{10, 20}, {20, 10}}).value();
     options.capacity = MiB(16);
@@ -94,7 +90,6 @@ class Interleaving : public ::testing::TestWithParam<Way> {
     for (uint64_t i = 0; i < slots_.size(); ++i) {
       if (GetParam().released(i)) Drop(i);
     }
-    sched_setaffinity(0, sizeof(before_), &before_);
     for (uint64_t i = 0; i < slots_.size(); ++i) places_.push_back(PlaceOf(i));
   }
 
@@ -108,6 +103,16 @@ class Interleaving : public ::testing::TestWithParam<Way> {
     slots_[i] = Slot::Empty();
   }
   void Move(uint64_t i) { GetParam().move(*store_, *compactor_, slots_[i]); }
+  // Moves everything once, where some thread comes to `point`; sets `reached` then.
+  void MoveAt(Points& points, const char* point, bool* reached) {
+    points.On(point, [this, reached] {
+      if (*reached) return;
+      *reached = true;
+      uint64_t some = 0;
+      while (slots_[some].is_empty()) ++some;
+      Move(some);
+    });
+  }
   // Null where it can't be told.
   const std::byte* PlaceOf(uint64_t i) {
     if (slots_[i].is_empty()) return nullptr;
@@ -152,7 +157,6 @@ class Interleaving : public ::testing::TestWithParam<Way> {
   std::unique_ptr<Scratch> scratch_ = std::make_unique<Scratch>();
   std::vector<Slot> slots_;
   std::vector<const std::byte*> places_;
-  cpu_set_t before_;
 };
 
 // A reader has the old place; the object is moved and published; the mover has to wait for the reader, which
@@ -235,13 +239,7 @@ TEST_P(Interleaving, StoresAndReleasesStandMovesAtEveryStep) {
     bool reached = false;
     {
       Points points;
-      points.On(point, [&] {
-        if (reached) return;
-        reached = true;
-        uint64_t some = 0;
-        while (slots_[some].is_empty()) ++some;
-        Move(some);
-      });
+      MoveAt(points, point, &reached);
       Store();
     }
     EXPECT_TRUE(reached);
@@ -256,13 +254,7 @@ TEST_P(Interleaving, StoresAndReleasesStandMovesAtEveryStep) {
     const Slot slot = slots_[last];
     {
       Points points;
-      points.On(point, [&] {
-        if (reached) return;
-        reached = true;
-        uint64_t some = 0;
-        while (slots_[some].is_empty()) ++some;
-        Move(some);
-      });
+      MoveAt(points, point, &reached);
       slots_[last] = Slot::Empty();
       store_->Release(slot);
     }

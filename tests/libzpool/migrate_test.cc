@@ -1,7 +1,6 @@
 // Moving spans and objects: what each outcome leaves, exact interleavings, and abort at every step. With both
 // pools, by one contract.
 #include <gtest/gtest.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +13,7 @@
 
 #include "libzpool/compact/compactor.h"
 #include "libzpool/store/page_store.h"
+#include "tests/libzpool/one_cpu.h"
 #include "tests/libzpool/pages.h"
 #include "tests/libzpool/points.h"
 
@@ -29,14 +29,7 @@ constexpr NodeId kFar(5);
 
 class Migration : public ::testing::TestWithParam<PoolKind> {
  protected:
-  ~Migration() override { sched_setaffinity(0, sizeof(before_), &before_); }
   Migration() {
-    sched_getaffinity(0, sizeof(before_), &before_);
-    // zbud stores by CPU.
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(static_cast<unsigned>(std::max(0, sched_getcpu())), &one);
-    sched_setaffinity(0, sizeof(one), &one);
     PageStore::Options options;
     options.topology = Topology::Made({kNear, kFar}, {{10, 20}, {20, 10}}).value();
     options.capacity = MiB(16);
@@ -82,11 +75,11 @@ class Migration : public ::testing::TestWithParam<PoolKind> {
     EXPECT_EQ(store_->stats().stored_pages, 0u);
   }
 
+  testing::OneCpu one_cpu_;
   std::unique_ptr<PageStore> store_;
   std::unique_ptr<Scratch> scratch_ = std::make_unique<Scratch>();
   std::vector<Slot> slots_;
   unsigned noise_ = 200;
-  cpu_set_t before_;
 };
 
 TEST_P(Migration, DrainEmptiesANodeAndKeepsEveryHandle) {

@@ -1,6 +1,5 @@
 // Compaction of zbud: which frames it empties, and what it does to those who store, free and pin meanwhile.
 #include <gtest/gtest.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +13,7 @@
 
 #include "libzpool/base/epochs.h"
 #include "libzpool/pool/zbud_pool.h"
+#include "tests/libzpool/one_cpu.h"
 #include "tests/libzpool/points.h"
 
 namespace zp {
@@ -24,16 +24,10 @@ using testing::Points;
 class ZbudCompaction : public ::testing::Test {
  protected:
   ZbudCompaction() {
-    sched_getaffinity(0, sizeof(before_), &before_);
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(static_cast<unsigned>(std::max(0, sched_getcpu())), &one);
-    sched_setaffinity(0, sizeof(one), &one);  // zbud stores by CPU
     arena_ = FrameArena::Create({NodeId(2), MiB(64)}, budget_).value();
     handles_ = HandleTable::Create(1 << 20).value();
     pool_ = ZbudPool::Create(*arena_, *handles_).value();
   }
-  ~ZbudCompaction() override { sched_setaffinity(0, sizeof(before_), &before_); }
   void TearDown() override {
     for (size_t i = 0; i < objects_.size(); ++i) Drop(i);
     pool_->Trim();
@@ -108,7 +102,7 @@ class ZbudCompaction : public ::testing::Test {
   std::unique_ptr<HandleTable> handles_;
   std::unique_ptr<ZbudPool> pool_;
   std::vector<Object> objects_;
-  cpu_set_t before_;
+  testing::OneCpu one_cpu_;
 };
 
 // As many pairs as there can be, each for one copy of the smaller object; no two frames are left that fit.
@@ -244,7 +238,7 @@ TEST_F(ZbudCompaction, PinnedObjectsStayAndMovingOnesAreNotPinned) {
 
 // Stores, frees and loads of others, and movers that take spans away, while two threads compact.
 TEST_F(ZbudCompaction, DisturbsNobody) {
-  sched_setaffinity(0, sizeof(before_), &before_);
+  one_cpu_.Release();
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> moved{0};
   std::vector<std::thread> compactors;
