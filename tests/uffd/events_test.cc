@@ -1,8 +1,6 @@
 // Events against look-ups, evictions and faults: hazards H1, H2, H4 to H7, H9, H23, and fact 4.1.
 #include <sys/mman.h>
 
-#include <cstring>
-
 #include "tests/uffd/fixture.h"
 
 namespace uzswap::test {
@@ -334,17 +332,24 @@ TEST_F(Events, TrailingUnmapOfARemapDoesNotHurtWhoReusedTheRange) {
 TEST_F(Events, PagesThatLeftWithoutAWordAreNotLost) {
   const uint64_t at = app().MapFilled(kPages);
   PausedEvict evict(client(), "evict.moved");
-  uint64_t left = 0;
-  for (uint32_t n = 0; n < wire::kRingSlots; ++n) {
-    if (a_.ring->result[n] != wire::kCopied) continue;
-    constexpr uint32_t kWords[] = {wire::kHole, wire::kNotOurs, wire::kBusy, wire::kStale, wire::kPending_};
-    a_.ring->result[n] = kWords[left++ % std::size(kWords)];
-    memset(a_.ring->data[n], 0, sizeof(a_.ring->data[n]));
-  }
+  const uint32_t words[] = {wire::kHole, wire::kNotOurs, wire::kBusy, wire::kStale, wire::kPending_};
+  const uint64_t left = Unsay(a_, words);
   ASSERT_GE(left, kPages);
   EXPECT_EQ(evict.Finish(), left);
   Pump pump(world_, a_.client);
   EXPECT_EQ(app().Call(1, Op::kCheck, {I(at), kPages, 1}), 0);
+}
+
+// What tells that no awaited UNMAP can come any more (H25).
+TEST_F(Events, QuietWhereNoChangeIsUnannounced) {
+  const uint64_t at = MapRegistered();
+  EXPECT_TRUE(client().uffd().Quiet());
+  app().PostSyscall(1, SYS_munmap, {I(at), kBytes});
+  ASSERT_TRUE(WaitReadable(client()));
+  EXPECT_FALSE(client().uffd().Quiet());
+  ReadEvent(client(), client().stats().events_unmap);
+  ASSERT_TRUE(app().Wait(1));
+  EXPECT_TRUE(client().uffd().Quiet());
 }
 
 // H9: a fault on a page that is in staging is answered at once from the ring.

@@ -167,6 +167,16 @@ uint64_t PausedEvict::Finish() {
   return pages_;
 }
 
+uint64_t UffdTest::Unsay(Attached& attached, std::span<const uint32_t> words) {
+  uint64_t count = 0;
+  for (uint32_t n = 0; n < wire::kRingSlots; ++n) {
+    if (attached.ring->result[n] != wire::kCopied) continue;
+    attached.ring->result[n] = words[count++ % words.size()];
+    memset(attached.ring->data[n], 0, sizeof(attached.ring->data[n]));
+  }
+  return count;
+}
+
 bool UffdTest::WaitReadable(const Client& client, int timeout_ms) {
   pollfd waiting{client.uffd().fd(), POLLIN, 0};
   return poll(&waiting, 1, timeout_ms) == 1;

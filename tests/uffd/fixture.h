@@ -12,6 +12,7 @@
 #include <future>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -124,6 +125,10 @@ class UffdTest : public ::testing::Test {
   // Evict, on a thread; the future is ready when it returned.
   std::future<uint64_t> EvictAsync(Client& client, std::function<bool()> until = nullptr);
   std::future<std::vector<Fault>> ReadAsync(Client& client);
+
+  // Takes back what the agent said of the batch's pages that it moved: the words instead, in turn, and no
+  // content in the ring. How many there were.
+  static uint64_t Unsay(Attached& attached, std::span<const uint32_t> words);
 
   std::unique_ptr<FaultScratch> scratch_;
 };
